@@ -1,0 +1,93 @@
+"""What crosses from the stream to a learner: labelled batches to learn from, unlabelled queries to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from budgetcl.streams.stream import IntArray, Stream
+
+
+class Pixels(Protocol):
+    """Index -> tensor for one stream: decodes and augments, knows no label.
+
+    Attributes:
+        shape: (channels, height, width) of an image.
+        fingerprint: a hash of where the pixels come from.
+    """
+
+    shape: tuple[int, int, int]
+    fingerprint: str
+
+    def __call__(self, indices: IntArray, augment: np.random.Generator | None = None) -> Tensor:
+        """Return the images as uint8 of shape (len(indices), *shape); augmented where a generator is given."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a stream component returns: the table and the images it speaks of."""
+
+    stream: Stream
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A labelled batch.
+
+    Attributes:
+        x: (n, channels, height, width), uint8.
+        y: (n,) int64, the class's row in the head: classes are numbered in the order of their reveal.
+        index: (n,) the samples' indices, on the host.
+        is_new: (n,) bool, revealed in this step.
+        extra: further tensors whose first dimension is n, by name: "teacher" logits, stored logits, a second view.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: IntArray
+    is_new: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def first(self, n: int) -> Batch:
+        """Return the first n samples."""
+        extra = {name: value[:n] for name, value in self.extra.items()}
+        return Batch(self.x[:n], self.y[:n], self.index[:n], self.is_new[:n], extra)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device, without waiting for the copy."""
+        if self.x.device == device:
+            return self
+        move = {name: value.to(device, non_blocking=True) for name, value in self.extra.items()}
+        x, y, is_new = (value.to(device, non_blocking=True) for value in (self.x, self.y, self.is_new))
+        return Batch(x, y, self.index, is_new, move)
+
+    def adding(self, **extra: Tensor) -> Batch:
+        """Return the batch with further tensors."""
+        return replace(self, extra={**self.extra, **extra})
+
+
+class Query:
+    """Images to predict: neither their labels nor their indices. They are decoded when first looked at."""
+
+    def __init__(self, pixels: Pixels, indices: IntArray) -> None:
+        self._load: Any = lambda: pixels(indices)
+        self._length = len(indices)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @cached_property
+    def x(self) -> Tensor:
+        """(n, channels, height, width), uint8."""
+        return self._load()
