@@ -1,0 +1,107 @@
+"""The allowance of a time step: how many FLOPs a learner may spend on everything it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from budgetcl.budget.ledger import CATEGORIES
+from budgetcl.budget.prices import Prices
+from budgetcl.errors import UserError, at_least, one_of
+from budgetcl.models.network import Network
+from budgetcl.objectives.objective import Objective
+from budgetcl.randomness import generator
+from budgetcl.streams.batch import Batch
+
+
+class Reference:
+    """The yardstick: one update of the reference network with the head that naive training has in that step.
+
+    Everything is trainable and the objective is plain cross-entropy, so naive training makes exactly as many updates
+    as the budget says, and every other method as many as it can afford for the same FLOPs.
+
+    Args:
+        network: the reference network; only its shapes are used.
+        objective: the reference objective.
+        batch: the reference batch.
+        image_shape: (channels, height, width).
+        prices: where prices are kept.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        objective: Objective,
+        batch: int,
+        image_shape: tuple[int, int, int],
+        prices: Prices,
+    ) -> None:
+        at_least(1, **{"reference.batch": batch})
+        self.batch = batch
+        self._network, self._objective, self._prices = network, objective, prices
+        self._x = torch.zeros(1, dtype=torch.uint8).expand(batch, *image_shape)
+        self._y = torch.zeros(1, dtype=torch.int64).expand(batch)
+
+    def update(self, classes: int) -> int:
+        """Return the FLOPs of one reference update with this many classes, the optimiser's included."""
+        network = self._with(classes).train()
+        batch = Batch(self._x, self._y, np.empty(0, np.int64), self._y.bool())
+        return self._prices.update(self._objective, network, batch).total
+
+    def forward(self, classes: int) -> int:
+        """Return the FLOPs of one image's prediction with this many classes."""
+        if classes == 0:
+            return 0
+        return self._prices.forward(self._with(classes).eval(), self._x).total // self.batch
+
+    def _with(self, classes: int) -> Network:
+        if classes < self._network.head.classes:
+            raise UserError("the number of classes seen cannot fall")
+        self._network.grow(classes, generator(0, "reference"))
+        return self._network
+
+
+class Budget:
+    """What a step may cost, and what becomes of the rest.
+
+    Args:
+        updates: the allowance of a step, as a number of reference updates (C in BudgetCL, CVPR 2023); may be a
+            fraction. Give this or ``flops``.
+        flops: the allowance of a step, in FLOPs.
+        rest: what becomes of what does not pay for one more update: "stop" forfeits it, "truncate" spends it on a
+            smaller last batch, "carry" moves at most one reference update to the next step.
+        free: categories that are recorded but not charged: a control that no leaderboard takes.
+
+    Raises:
+        UserError: both or none of ``updates`` and ``flops``, a negative number, an unknown name.
+    """
+
+    def __init__(
+        self,
+        updates: float | None = None,
+        flops: int | None = None,
+        rest: str = "stop",
+        free: Iterable[str] = (),
+    ) -> None:
+        if (updates is None) == (flops is None):
+            raise UserError(
+                f"budget.updates={updates} and budget.flops={flops} given; exactly one is expected: set the other to null"
+            )
+        if flops is not None:
+            at_least(1, **{"budget.flops": flops})
+        elif isinstance(updates, bool) or not isinstance(updates, (int, float)) or not 0 < updates < 1e12:
+            raise UserError(f"budget.updates={updates!r} given; a positive number is expected")
+        one_of(("stop", "truncate", "carry"), **{"budget.rest": rest})
+        self.free = tuple(free)
+        for category in self.free:
+            one_of(CATEGORIES, **{"budget.free": category})
+        self.updates, self.flops, self.rest = updates, flops, rest
+
+    def allowance(self, reference: Reference, classes: int) -> int:
+        """Return the FLOPs that a step with this many classes may cost."""
+        if self.flops is not None:
+            return self.flops
+        assert self.updates is not None
+        return int(self.updates * reference.update(classes))

@@ -1,0 +1,279 @@
+"""The only thing that runs a network for a learner: it prices, charges, then runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from budgetcl.budget.allowance import Budget, Reference
+from budgetcl.budget.counter import CountFlops
+from budgetcl.budget.ledger import Exhausted, Ledger
+from budgetcl.budget.prices import Price, Prices
+from budgetcl.errors import one_of
+from budgetcl.models.network import Network, Outputs
+from budgetcl.objectives.objective import Objective
+from budgetcl.streams.batch import Batch
+from budgetcl.streams.stream import TimeStep
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Audit:
+    """What an always-on counter saw of one time step, beside what was charged for it (network FLOPs).
+
+    Attributes:
+        step: the step that was audited.
+        counted: what the counter saw.
+        charged: what the price list said.
+    """
+
+    step: int
+    counted: int = 0
+    charged: int = 0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both are equal to the FLOP."""
+        return self.counted == self.charged
+
+
+class Compute:
+    """Runs networks for a learner, on one allowance per step.
+
+    Args:
+        prices: the price list.
+        budget: the allowance of a step.
+        reference: what the allowance and free predictions are measured by.
+        device: where networks run.
+        precision: "fp32", or "bf16" for autocast.
+    """
+
+    def __init__(
+        self,
+        prices: Prices,
+        budget: Budget,
+        reference: Reference,
+        device: torch.device,
+        precision: str = "fp32",
+    ) -> None:
+        one_of(("fp32", "bf16"), precision=precision)
+        self.prices, self.budget, self.reference, self.device = prices, budget, reference, device
+        self.ledger = Ledger(budget.rest, budget.free)
+        self.audit: Audit | None = None
+        self.updates = 0
+        # A context of its own per use: autocast contexts do not nest; in fp32 none is made.
+        self._autocast: Callable[[], AbstractContextManager[object]] = (
+            partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
+        )
+        self._counter: CountFlops | None = None
+        self._free: int | None = None  # what is left of a prediction's free FLOPs; None outside a prediction
+        self._step = -1
+
+    # --- what a learner calls -------------------------------------------------------------------------------------
+
+    def forward(self, network: Network, x: Tensor, category: str) -> Outputs:
+        """Return a network's outputs on uint8 images, in eval mode and without gradients.
+
+        Raises:
+            Exhausted: the allowance does not pay for it; nothing was done.
+        """
+        x = x.to(self.device, non_blocking=True)
+        network.eval()
+        price = self.prices.forward(network, x)
+        self._charge(((category, price.total, price.id),), price.network)
+        return self._run(network, x)
+
+    def gradient(
+        self, objective: Objective, network: Network, batch: Batch, category: str
+    ) -> tuple[Mapping[str, Tensor], Outputs]:
+        """Return the gradients of the trainable parameters by name, and the outputs; nothing is changed.
+
+        Raises:
+            Exhausted: the allowance does not pay for it; nothing was done.
+        """
+        batch = batch.to(self.device)
+        network.eval()
+        price = self.prices.gradient(objective, network, batch)
+        self._charge(((category, price.total, price.id),), price.network)
+        trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        with self._autocast():
+            loss, outputs = objective(network, batch)
+        return dict(zip(trainable, torch.autograd.grad(loss, list(trainable.values())))), outputs
+
+    def update(
+        self,
+        objective: Objective,
+        network: Network,
+        batch: Batch,
+        optimiser: Optimizer,
+        *,
+        teacher: Network | None = None,
+        clip: float | None = None,
+        category: str = "train",
+    ) -> Outputs:
+        """Make one update: batch, loss and charge in one place.
+
+        The update and its teacher's forward are charged as one, before any work.
+
+        Args:
+            objective: the loss.
+            network: what is trained.
+            batch: the samples, on any device.
+            optimiser: over the network's trainable parameters.
+            teacher: its logits become ``batch.extra["teacher"]``; its forward is charged as "teacher".
+            clip: the largest norm of the gradient, or None.
+            category: what the update is charged as.
+
+        Returns:
+            The outputs on the batch. With ``budget.rest=truncate`` the last batch of a step may be cut.
+
+        Raises:
+            Exhausted: the allowance does not pay for it; nothing was done.
+        """
+        batch = batch.to(self.device)
+        network.train()
+        try:
+            self._charge(*self._update_price(objective, network, batch, optimiser, teacher, category))
+        except Exhausted:
+            affordable = self._affordable(objective, network, batch, optimiser, teacher, category)
+            if not affordable:
+                raise
+            batch = batch.first(affordable)
+            self._charge(*self._update_price(objective, network, batch, optimiser, teacher, category))
+        if teacher is not None:
+            batch = batch.adding(teacher=self._run(teacher, batch.x).logits)
+        with self._autocast():
+            loss, outputs = objective(network, batch)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if clip is not None:
+            clip_grad_norm_(network.parameters(), clip)
+        optimiser.step()
+        self.updates += 1
+        return outputs
+
+    def work(self, category: str, flops: int, function: Callable[[], Result] | None = None) -> Result | None:
+        """Charge work that torch does not see (numpy, an index), or that is too small for the counter, by formula.
+
+        Args:
+            category: what it is charged as.
+            flops: its price, from :mod:`budgetcl.budget.formulas`.
+            function: the work; None where it follows at once and is free by the counter.
+
+        Raises:
+            Exhausted: the allowance does not pay for it; nothing was done.
+        """
+        self._charge(((category, flops, "work"),), 0)
+        if function is None:
+            return None
+        if self._counter is None:
+            return function()
+        with self._counter.excluded():
+            return function()
+
+    def reserve(self, category: str, flops: int) -> None:
+        """Claim a part of the step's allowance for later: what is charged to this category draws on it first."""
+        self.ledger.reserve(category, flops)
+
+    # --- what the loop calls --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def step(self, step: TimeStep) -> Iterator[None]:
+        """Open the allowance of a step, and close it."""
+        self._step = step.number
+        allowance = self.budget.allowance(self.reference, step.classes)
+        self.ledger.open(step.number, allowance, carry_cap=self.reference.update(step.classes))
+        yield
+        self.ledger.close()
+
+    @contextmanager
+    def predicting(self, step: int, rows: int, classes: int) -> Iterator[None]:
+        """Meter a prediction: each row is free up to one reference forward, what exceeds it is the next step's debt."""
+        self._step, self._free = step, rows * self.reference.forward(classes)
+        try:
+            yield
+        finally:
+            self._free = None
+
+    @contextmanager
+    def watched(self, step: int, audit: bool) -> Iterator[bool]:
+        """Let an always-on counter watch a step, in place, where it is the one to audit."""
+        if not audit:
+            yield False
+            return
+        self.audit = Audit(step)
+        with CountFlops() as counter:
+            self._counter = counter
+            try:
+                yield True
+            finally:
+                self._counter = None
+        self.audit.counted = counter.flops
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _charge(self, charges: tuple[tuple[str, int, str], ...], network: int) -> None:
+        if self._free is None:
+            self.ledger.charge(charges)
+        else:
+            flops = sum(flops for _, flops, _ in charges)
+            free = min(flops, self._free)
+            self.ledger.predicted(self._step, flops, free)
+            self._free -= free
+        if self._counter is not None and self.audit is not None:
+            self.audit.charged += network
+
+    def _update_price(
+        self,
+        objective: Objective,
+        network: Network,
+        batch: Batch,
+        optimiser: Optimizer,
+        teacher: Network | None,
+        category: str,
+    ) -> tuple[tuple[tuple[str, int, str], ...], int]:
+        if teacher is None:
+            price = self.prices.update(objective, network, batch, optimiser)
+            return ((category, price.total, price.id),), price.network
+        # Only the shape of the teacher's logits matters to the price of the update.
+        logits = torch.empty(len(batch), teacher.head.classes, device="cpu")
+        price = self.prices.update(objective, network, batch.adding(teacher=logits), optimiser)
+        taught: Price = self.prices.forward(teacher, batch.x)
+        charges = ((category, price.total, price.id), ("teacher", taught.total, taught.id))
+        return charges, price.network + taught.network
+
+    def _affordable(
+        self,
+        objective: Objective,
+        network: Network,
+        batch: Batch,
+        optimiser: Optimizer,
+        teacher: Network | None,
+        category: str,
+    ) -> int:
+        """Return the largest batch that the rest of the allowance pays for, 0 where the budget does not truncate."""
+        if self.budget.rest != "truncate":
+            return 0
+        low, high = 0, len(batch) - 1  # prices rise with the size, so the border can be found by halving
+        while low < high:
+            middle = (low + high + 1) // 2
+            charges, _ = self._update_price(objective, network, batch.first(middle), optimiser, teacher, category)
+            if self.ledger.affords(sum(flops for name, flops, _ in charges if name not in self.budget.free)):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    @torch.no_grad()
+    def _run(self, network: Network, x: Tensor) -> Outputs:
+        with self._autocast():
+            return network(x)

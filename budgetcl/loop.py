@@ -1,0 +1,192 @@
+"""The protocol: predict, reveal, learn under an allowance; everything goes into one record."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from budgetcl.budget.compute import Compute
+from budgetcl.errors import UserError
+from budgetcl.learners.learner import Learner
+from budgetcl.randomness import generator
+from budgetcl.records.record import Record, Results
+from budgetcl.streams.batch import Query, Source
+from budgetcl.streams.revealed import Revealed
+from budgetcl.streams.stream import RETENTION, IntArray, TimeStep
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run says of itself after a step.
+
+    Attributes:
+        step: the step just done.
+        steps: how many there are.
+        utilisation: the share of the step's allowance that was spent.
+        accuracy: on what was predicted in this step: held-out samples where there were any, else the next samples.
+        seconds: since the start.
+    """
+
+    step: int
+    steps: int
+    utilisation: float
+    accuracy: float
+    seconds: float
+
+
+def run(
+    source: Source,
+    learner: Learner,
+    compute: Compute,
+    record: Record,
+    seed: int,
+    narrate: Callable[[Progress], None] = lambda progress: None,
+    query_size: int = 512,
+) -> Results:
+    """Send a learner through a stream.
+
+    Args:
+        source: the stream and its pixels.
+        learner: learns and predicts; it sees only what was revealed.
+        compute: holds the allowance and refuses more.
+        record: where predictions and spending are written.
+        seed: chooses the step that is audited.
+        narrate: called after each step.
+        query_size: images per prediction.
+
+    Returns:
+        The record, read back; it has no summary yet.
+
+    Raises:
+        UserError: bad input. Whatever stops a run, its record stays readable and says that it is unfinished.
+    """
+    revealed, started = Revealed(source), time.perf_counter()
+    predict = _Predict(source, learner, compute, record, revealed, query_size)
+    audited = int(generator(seed, "audit").integers(len(source.stream)))
+    steps: dict[str, list[Any]] = defaultdict(list)
+    try:
+        for step in source.stream:
+            clock, updates = time.perf_counter(), compute.updates
+            with compute.watched(step.number, audit=step.number == audited) as audit:
+                ahead = predict("ahead", step, step.ahead, audit)
+                revealed.reveal(step)
+                learning = time.perf_counter()
+                with compute.step(step):  # opens the allowance
+                    learner.fit(step, revealed, compute)  # stops by itself when the ledger refuses
+                learning = time.perf_counter() - learning
+                heldout = predict("heldout", step, step.heldout, audit)
+            now = time.perf_counter()
+            steps["seen"].append(step.seen + len(step.revealed))
+            steps["classes"].append(revealed.classes)
+            steps["updates"].append(compute.updates - updates)
+            steps["stored"].append(sum(learner.nbytes().values()))
+            steps["learning_seconds"].append(learning)
+            steps["seconds"].append(now - clock)
+            narrate(
+                Progress(
+                    step.number,
+                    len(source.stream),
+                    compute.ledger.spent / max(1, compute.ledger.allowance),
+                    heldout if step.heldout else ahead,
+                    now - started,
+                )
+            )
+    except BaseException:
+        record.interrupt(_steps(compute, steps), compute.ledger.rows(), compute.prices.to_json())
+        raise
+    assert compute.audit is not None
+    return record.finish(
+        _steps(compute, steps),
+        compute.ledger.rows(),
+        compute.prices.to_json(),
+        audit={**vars(compute.audit), "agrees": compute.audit.agrees},
+        stored=dict(learner.nbytes()),
+    )
+
+
+class _Predict:
+    """Asks the learner and logs what it answers; targets meet predictions here and nowhere else."""
+
+    def __init__(
+        self, source: Source, learner: Learner, compute: Compute, record: Record, revealed: Revealed, size: int
+    ) -> None:
+        self._source, self._learner, self._compute, self._record = source, learner, compute, record
+        self._revealed, self._size = revealed, size
+
+    def __call__(self, kind: str, step: TimeStep, due: Mapping[Any, IntArray], audit: bool) -> float:
+        """Predict what is due and return the share of hits, of the first entry for rows ahead."""
+        before = _hash(self._learner.state_dict()) if audit else None
+        seen = step.seen if kind == "ahead" else step.seen + len(step.revealed)
+        shares = [
+            self._one(indices, step, seen, "retention" if key == RETENTION else kind, key if kind == "ahead" else -1)
+            for key, indices in due.items()
+        ]
+        if audit and _hash(self._learner.state_dict()) != before:
+            raise UserError(
+                f"step {step.number}: the learner's state changed while it predicted; predict() must leave weights, "
+                "statistics and memory as they are"
+            )
+        if kind == "ahead":
+            shares = shares[:1]
+        return sum(hits for hits, _ in shares) / max(1, sum(n for _, n in shares)) if shares else float("nan")
+
+    def _one(self, indices: IntArray, step: TimeStep, seen: int, kind: str, shift: int) -> tuple[int, int]:
+        stream, hits = self._source.stream, 0
+        for start in range(0, len(indices), self._size):
+            part = indices[start : start + self._size]
+            with self._compute.predicting(step.number, len(part), self._revealed.classes):
+                answer = self._learner.predict(Query(self._source.pixels, part), self._compute)
+            target = stream.label[part]
+            pred, top = self._revealed.codes(answer.classes), self._revealed.codes(answer.top)
+            if pred.shape != target.shape:
+                raise UserError(f"predict() returned {pred.shape} answers to {len(part)} images")
+            self._record.log(
+                index=part,
+                set=kind,
+                shift=shift,
+                seen=seen,
+                step=step.number,
+                target=target,
+                pred=pred,
+                top5=(top == target[:, None]).any(1),
+                confidence=answer.confidence,
+                origin=stream.origin[part],
+            )
+            hits += int((pred == target).sum())
+        return hits, len(indices)
+
+
+def _steps(compute: Compute, steps: Mapping[str, list[Any]]) -> dict[str, Any]:
+    spent = compute.ledger.steps()
+    done = len(steps["seconds"])
+    return {name: column[:done] for name, column in {**spent, **steps}.items()}
+
+
+def _hash(state: Any) -> str:
+    """Return a hash of nested mappings and sequences of tensors, arrays and numbers."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key in value:
+                digest.update(repr(key).encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                add(item)
+        elif isinstance(value, torch.Tensor):
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, np.ndarray):
+            digest.update(np.ascontiguousarray(value).tobytes())
+        else:
+            digest.update(repr(value).encode())
+
+    add(state)
+    return digest.hexdigest()

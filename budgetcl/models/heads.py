@@ -1,0 +1,73 @@
+"""Classifier heads that grow with the classes revealed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from budgetcl.errors import UserError
+
+
+class LinearHead(nn.Module):
+    """A linear classifier with one row per class revealed.
+
+    New rows are 0.001 x Xavier-uniform with zero bias (BudgetCL, CVPR 2023), so that a class just revealed does not
+    drown the others. Where weights of the pretraining classes are given, the first rows start from them.
+
+    Args:
+        feature_dim: d of the (n, d) features.
+        scale: factor on the Xavier initialisation of new rows.
+        weight: (k, d) rows for the first k classes, or None.
+        bias: (k,), or None.
+    """
+
+    def __init__(
+        self, feature_dim: int, scale: float = 0.001, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        if weight is not None and weight.shape[1] != feature_dim:
+            raise UserError(f"the head's weights have {weight.shape[1]} columns; the backbone has {feature_dim} features")
+        self.scale = scale
+        self._known = (weight, bias) if weight is not None and bias is not None else None
+        self.weight = nn.Parameter(torch.empty(0, feature_dim))
+        self.bias = nn.Parameter(torch.empty(0))
+
+    @property
+    def classes(self) -> int:
+        """The number of rows."""
+        return self.weight.shape[0]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.linear(features, self.weight, self.bias)
+
+    def grow(self, classes: int, generator: np.random.Generator) -> None:
+        """Append rows up to ``classes``; rows that exist are kept to the bit.
+
+        Raises:
+            UserError: fewer classes than rows: a head never forgets a class.
+        """
+        rows, dim = self.weight.shape
+        if classes < rows:
+            raise UserError(f"a head of {rows} classes cannot shrink to {classes}")
+        if classes == rows:
+            return
+        bound = self.scale * math.sqrt(6 / (dim + classes))
+        weight = torch.from_numpy(generator.uniform(-bound, bound, (classes - rows, dim)).astype(np.float32))
+        bias = torch.zeros(classes - rows)
+        if self._known is not None and rows < len(self._known[0]):
+            known = slice(rows, min(classes, len(self._known[0])))
+            weight[: known.stop - rows] = self._known[0][known]
+            bias[: known.stop - rows] = self._known[1][known]
+        self.weight = _appended(self.weight, weight)
+        self.bias = _appended(self.bias, bias)
+
+    def extra_repr(self) -> str:
+        """Name the shape, without the number of classes, which the parameters tell."""
+        return f"features={self.weight.shape[1]}"
+
+
+def _appended(old: nn.Parameter, rows: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.cat([old.data, rows.to(old.device, old.dtype)]), requires_grad=old.requires_grad)

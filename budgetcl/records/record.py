@@ -1,0 +1,317 @@
+"""The folder of one run: what was configured, what was streamed, predicted and spent.
+
+``config.yaml`` · ``run.json`` · ``stream.parquet`` · ``steps.parquet`` · ``ledger.parquet`` · ``prices.json`` ·
+``predictions.parquet``. While a run goes on, predictions are written as bounded parts; they are joined at its end. A
+folder whose ``run.json`` does not say ``finished`` is never taken for a result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import budgetcl
+from budgetcl.budget.formulas import ACCOUNTING_VERSION
+from budgetcl.errors import UserError
+from budgetcl.metrics.log import COLUMNS
+from budgetcl.streams.stream import SETS, Stream
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+_PART_ROWS = 1_000_000
+
+Columns = Mapping[str, np.ndarray]
+
+
+class Record:
+    """Writes the folder of a run.
+
+    Args:
+        folder: where; an unfinished or finished record of the same run in it is replaced.
+        config: the resolved configuration, as text.
+        info: further entries of ``run.json`` (method, stream, seed, ...).
+        stream: the stream's table is written at once.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, config: str, info: Mapping[str, Any], stream: Stream) -> None:
+        self.folder = folder
+        self._buffer: list[dict[str, np.ndarray]] = []
+        self._buffered = self._parts = 0
+        self._started = time.time()
+        self._info: dict[str, Any] = {
+            "schema": SCHEMA_VERSION,
+            "accounting": ACCOUNTING_VERSION,
+            "finished": False,
+            **info,
+            "stream_samples": stream.samples,
+            "steps": len(stream),
+            "classes": len(stream.label_names),
+            "shifts": list(stream.shifts),
+            "shift": stream.shift,
+            "window": stream.window,
+            "chunk": int(np.diff(stream.bounds).max()),
+            "fingerprint": stream.fingerprint(),
+            "versions": _versions(),
+            "commit": _commit(),
+            "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} processors",
+        }
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            (folder / "config.yaml").write_text(config, encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"the output folder '{folder}' cannot be written ({error.strerror}): set output to one that can"
+            ) from error
+        self._write_run()
+        _write(self.folder / "stream.parquet", _stream_columns(stream))
+
+    def log(self, **columns: Any) -> None:
+        """Append rows to the prediction log; a number stands for a column of it."""
+        n = len(columns["index"])
+        rows = {name: np.broadcast_to(np.asarray(columns[name]), (n,)) for name in COLUMNS}
+        self._buffer.append(rows)
+        self._buffered += n
+        if self._buffered >= _PART_ROWS:
+            self._flush()
+
+    def finish(
+        self, steps: Mapping[str, Any], ledger: Mapping[str, Any], prices: Mapping[str, Any], **info: Any
+    ) -> Results:
+        """Write what was spent and join the predictions' parts.
+
+        The record still counts as unfinished: :meth:`conclude` adds the summary and says that it is whole.
+        """
+        self._spent(steps, ledger, prices)
+        parts = sorted((self.folder / "predictions").glob("*.parquet"))
+        self._join(parts)
+        self._info.update(info, seconds=time.time() - self._started)
+        self._write_run()
+        return read(self.folder)
+
+    def conclude(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary and say that the record is whole."""
+        self._info.update(summary=dict(summary), finished=True)
+        self._write_run()
+
+    def interrupt(self, steps: Mapping[str, Any], ledger: Mapping[str, Any], prices: Mapping[str, Any]) -> None:
+        """Keep what there is, readable and marked as unfinished."""
+        self._spent(steps, ledger, prices)
+        self._info["seconds"] = time.time() - self._started
+        self._write_run()
+
+    def _spent(self, steps: Mapping[str, Any], ledger: Mapping[str, Any], prices: Mapping[str, Any]) -> None:
+        self._flush()
+        _write(self.folder / "steps.parquet", steps)
+        _write(self.folder / "ledger.parquet", ledger)
+        _write_text(self.folder / "prices.json", json.dumps(prices, indent=1))
+
+    def _flush(self) -> None:
+        if not self._buffer:
+            return
+        columns = {name: np.concatenate([rows[name] for rows in self._buffer]) for name in COLUMNS}
+        (self.folder / "predictions").mkdir(exist_ok=True)
+        _write(self.folder / "predictions" / f"part-{self._parts:05d}.parquet", columns)
+        self._parts += 1
+        self._buffer, self._buffered = [], 0
+
+    def _join(self, parts: list[Path]) -> None:
+        import pyarrow.parquet as pq
+
+        if not parts:
+            raise UserError("nothing was predicted in this run: the stream has neither shifts nor held-out samples")
+        partial = self.folder / "predictions.parquet.partial"
+        with pq.ParquetWriter(partial, pq.read_schema(parts[0])) as writer:
+            for part in parts:
+                writer.write_table(pq.read_table(part))
+        os.replace(partial, self.folder / "predictions.parquet")
+        shutil.rmtree(self.folder / "predictions")
+
+    def _write_run(self) -> None:
+        _write_text(self.folder / "run.json", json.dumps(self._info, indent=1))
+
+
+@dataclass(frozen=True)
+class Results:
+    """A record that was read: its tables as numpy columns, each read when first looked at.
+
+    Attributes:
+        folder: where it lies.
+        info: what ``run.json`` says.
+    """
+
+    folder: Path
+    info: Mapping[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.info.get("finished"))
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """The run's numbers."""
+        return self.info.get("summary", {})
+
+    @cached_property
+    def predictions(self) -> Columns:
+        """The prediction log (budgetcl.metrics.log)."""
+        whole = self.folder / "predictions.parquet"
+        parts = [whole] if whole.exists() else sorted((self.folder / "predictions").glob("*.parquet"))
+        tables = [_read(part) for part in parts]
+        return {name: np.concatenate([table[name] for table in tables]) for name in COLUMNS} if tables else {}
+
+    @cached_property
+    def stream(self) -> Columns:
+        """index, label, step, time, set, group, origin; the label's name as ``name``."""
+        return _read(self.folder / "stream.parquet")
+
+    @cached_property
+    def steps(self) -> Columns:
+        """One row per time step: allowance, spent, updates, seconds, ..."""
+        return _read(self.folder / "steps.parquet")
+
+    @cached_property
+    def ledger(self) -> Columns:
+        """Who spent what: step, category, price, count, flops, charged."""
+        return _read(self.folder / "ledger.parquet")
+
+    @cached_property
+    def prices(self) -> Mapping[str, Any]:
+        """Price id -> itemised bill."""
+        return json.loads((self.folder / "prices.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def config(self) -> str:
+        """The resolved configuration, as text."""
+        return (self.folder / "config.yaml").read_text(encoding="utf-8")
+
+
+def read(folder: Path) -> Results:
+    """Read the record in a folder.
+
+    Raises:
+        UserError: there is none, or it was written by a later version.
+    """
+    try:
+        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"'{folder}' holds no record of a run (no run.json): give a run's folder") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{folder / 'run.json'}' cannot be read ({error}): run it again") from error
+    if info.get("schema", 0) > SCHEMA_VERSION:
+        raise UserError(
+            f"'{folder}' was written with schema {info['schema']}; this version reads up to {SCHEMA_VERSION}: update budgetcl"
+        )
+    return Results(folder, info)
+
+
+def find(paths: list[Path]) -> Iterator[Results]:
+    """Yield the records at and below some folders, in the order of their paths."""
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"'{path}' does not exist: give the folder of a run, or one above several")
+        for run in sorted(path.rglob("run.json")):
+            yield read(run.parent)
+
+
+def _stream_columns(stream: Stream) -> dict[str, Any]:
+    step = np.full(len(stream.label), -1, np.int32)
+    for number in range(len(stream)):
+        step[stream.bounds[number] : stream.bounds[number + 1]] = number
+    return {
+        "index": np.arange(len(stream.label)),
+        "label": stream.label,
+        "name": _dictionary(stream.label, stream.label_names),
+        "step": step,
+        "time": stream.time,
+        "set": _dictionary(stream.set, SETS),
+        "group": stream.group,
+        "origin": stream.origin,
+    }
+
+
+def _dictionary(codes: np.ndarray, names: tuple[str, ...]) -> pa.DictionaryArray:
+    import pyarrow as pa
+
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(names))
+
+
+def _write(path: Path, columns: Mapping[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = {
+        name: pa.array(values).dictionary_encode()
+        if isinstance(values, np.ndarray) and values.dtype.kind in "US"
+        else values
+        for name, values in columns.items()
+    }
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(pa.table(arrays), partial)
+    os.replace(partial, path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError(f"'{path}' is missing: the record is not whole; run it again") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"'{path}' cannot be read ({error}): the file is damaged; run it again") from error
+    columns = {}
+    for name in table.column_names:
+        column = table.column(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        values = column.to_numpy()
+        columns[name] = values.astype(str) if values.dtype == object else values
+    return columns
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    return {
+        "budgetcl": budgetcl.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that budgetcl is imported from, if it is one."""
+    here = Path(budgetcl.__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    answer = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
+    )
+    return answer.stdout.strip() or None
