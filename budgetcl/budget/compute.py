@@ -55,6 +55,7 @@ class Compute:
         reference: what the allowance and free predictions are measured by.
         device: where networks run.
         precision: "fp32", or "bf16" for autocast.
+        dry: price and charge, but run nothing and answer zeros: for estimates.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Compute:
         reference: Reference,
         device: torch.device,
         precision: str = "fp32",
+        dry: bool = False,
     ) -> None:
         one_of(("fp32", "bf16"), precision=precision)
         self.prices, self.budget, self.reference, self.device = prices, budget, reference, device
@@ -74,6 +76,7 @@ class Compute:
         self._autocast: Callable[[], AbstractContextManager[object]] = (
             partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
         )
+        self._dry = dry
         self._counter: CountFlops | None = None
         self._free: int | None = None  # what is left of a prediction's free FLOPs; None outside a prediction
         self._step = -1
@@ -149,6 +152,9 @@ class Compute:
                 raise
             batch = batch.first(affordable)
             self._charge(*self._update_price(objective, network, batch, optimiser, teacher, category))
+        self.updates += 1
+        if self._dry:
+            return self._run(network, batch.x)
         if teacher is not None:
             batch = batch.adding(teacher=self._run(teacher, batch.x).logits)
         with self._autocast():
@@ -158,7 +164,6 @@ class Compute:
         if clip is not None:
             clip_grad_norm_(network.parameters(), clip)
         optimiser.step()
-        self.updates += 1
         return outputs
 
     def work(self, category: str, flops: int, function: Callable[[], Result] | None = None) -> Result | None:
@@ -275,5 +280,7 @@ class Compute:
 
     @torch.no_grad()
     def _run(self, network: Network, x: Tensor) -> Outputs:
+        if self._dry:
+            return Outputs(x.new_zeros(len(x), network.head.classes, dtype=torch.float32), torch.zeros(len(x), 0))
         with self._autocast():
             return network(x)

@@ -66,7 +66,6 @@ class GradientLearner:
         self.memory = Memory()
         self.teacher: Network | None = None
         self.optimiser: Optimizer | None = None
-        self._known_classes = len(known[0]) if known[0] is not None else 0
         self._make_optimiser, self._schedule, self._part = optimiser, schedule, part
         self._sampler, self._objective = sampler, objective
         self._batch, self._clip, self._seed = batch, clip, seed
@@ -132,7 +131,7 @@ class GradientLearner:
         labels = revealed.labels(past)
         self.memory.add(past, labels)
         self.network.grow(int(labels.max()) + 1, generator(self._seed, "head", 0))
-        if self._objective.teacher and self.network.head.classes <= self._known_classes:
+        if self._objective.teacher and self.network.head.classes <= self.network.head.known:
             self.teacher = _frozen_copy(self.network)
 
     def _rebind(self, before: Mapping[str, nn.Parameter]) -> None:

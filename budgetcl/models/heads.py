@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from budgetcl.errors import UserError
+from budgetcl.errors import UserError, between
 
 
 class LinearHead(nn.Module):
@@ -20,18 +20,25 @@ class LinearHead(nn.Module):
     Args:
         feature_dim: d of the (n, d) features.
         scale: factor on the Xavier initialisation of new rows.
+        pretrained: whether the first rows start from ``weight`` and ``bias``.
         weight: (k, d) rows for the first k classes, or None.
         bias: (k,), or None.
     """
 
     def __init__(
-        self, feature_dim: int, scale: float = 0.001, weight: Tensor | None = None, bias: Tensor | None = None
+        self,
+        feature_dim: int,
+        scale: float = 0.001,
+        pretrained: bool = True,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> None:
         super().__init__()
+        between(0, 1e3, **{"head.scale": scale})
         if weight is not None and weight.shape[1] != feature_dim:
             raise UserError(f"the head's weights have {weight.shape[1]} columns; the backbone has {feature_dim} features")
         self.scale = scale
-        self._known = (weight, bias) if weight is not None and bias is not None else None
+        self._known = (weight, bias) if pretrained and weight is not None and bias is not None else None
         self.weight = nn.Parameter(torch.empty(0, feature_dim))
         self.bias = nn.Parameter(torch.empty(0))
 
@@ -39,6 +46,11 @@ class LinearHead(nn.Module):
     def classes(self) -> int:
         """The number of rows."""
         return self.weight.shape[0]
+
+    @property
+    def known(self) -> int:
+        """For how many of the first classes trained rows came with the backbone."""
+        return len(self._known[0]) if self._known is not None else 0
 
     def forward(self, features: Tensor) -> Tensor:
         return nn.functional.linear(features, self.weight, self.bias)

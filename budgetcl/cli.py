@@ -1,0 +1,170 @@
+"""The command line: budgetcl run · list · price · report · score · blind."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import budgetcl
+from budgetcl.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_RUN_HELP = """run one experiment, or with -m several (hydra):
+  budgetcl run stream=uploads method=er seed=0
+  budgetcl run -m method=naive,kd_mse seed=0,1,2
+  budgetcl run stream=table stream.path=photos.csv
+  budgetcl run --config-dir my_conf sampler=mine method.name=mine
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit status: 0, 2 for bad input (one line says what mends it), 130 after Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(given)
+    except UserError as error:
+        print(f"budgetcl: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"budgetcl: {error.strerror or error}: {error.filename or 'disk'}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("budgetcl: stopped; the record so far is readable and says that it is unfinished", file=sys.stderr)
+        return 130
+
+
+def _dispatch(given: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="budgetcl", description="Continual learning under an enforced compute budget.")
+    parser.add_argument("--version", action="version", version=f"budgetcl {budgetcl.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    commands.add_parser("run", help="run an experiment (hydra overrides; -m for several)", add_help=False)
+    commands.add_parser("price", help="what methods would cost and how often they may update; trains nothing", add_help=False)
+    listing = commands.add_parser("list", help="list methods, streams, samplers, ...")
+    listing.add_argument("group", nargs="?", help="methods, streams, samplers, objectives, ...; without: the groups")
+    listing.add_argument("--config-dir", help="a folder with your own configuration")
+    report = commands.add_parser("report", help="make a page, tables and plots of records")
+    report.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="folders with records")
+    report.add_argument("--out", type=Path, help="where to write (default: the first PATH)")
+    score = commands.add_parser("score", help="all metrics of a prediction log from anywhere")
+    blind = commands.add_parser("blind", help="what a label sequence gives away without images")
+    if given and given[0] in ("score", "blind"):  # their arguments are read where they are written
+        from budgetcl.report import blind as blind_command
+        from budgetcl.report import score as score_command
+
+        score_command.add_arguments(score)
+        blind_command.add_arguments(blind)
+    if given and given[0] in ("run", "price") and not {"-h", "--help"} & set(given[1:]):
+        return _run(given[1:]) if given[0] == "run" else _price(given[1:])
+    if given[:1] == ["run"]:
+        print(_RUN_HELP)
+        return 0
+    if given[:1] == ["price"]:
+        print("budgetcl price stream=glyphs method=naive,kd_mse [overrides]")
+        return 0
+    options = parser.parse_args(given)
+    if options.command == "list":
+        return _list(options.group, options.config_dir)
+    if options.command == "report":
+        from budgetcl.report.page import report as make_report
+
+        make_report(options.paths, options.out)
+        return 0
+    if options.command == "score":
+        return int(score_command.main(options))
+    return int(blind_command.main(options))
+
+
+# --- run --------------------------------------------------------------------------------------------------------
+
+
+def _run(overrides: list[str]) -> int:
+    import hydra
+
+    from budgetcl.assemble import conf_folder
+
+    # Without this hydra prints a shortened traceback and exits by itself; here every error becomes one line.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["budgetcl", *overrides]
+    with _one_line_errors(overrides):
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="run")(_task)()
+    return 0
+
+
+def _task(cfg: DictConfig) -> None:
+    """Run one configuration."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from budgetcl.run import execute
+
+    hydra_config = HydraConfig.get()
+    execute(cfg, list(hydra_config.overrides.task), several=hydra_config.mode == RunMode.MULTIRUN)
+
+
+class _one_line_errors:  # noqa: N801 - a context manager, used like a function
+    """Turn hydra's and omegaconf's complaints into one line that names what is nearest."""
+
+    def __init__(self, overrides: Sequence[str]) -> None:
+        self.overrides = overrides
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        from hydra.errors import HydraException, MissingConfigException
+        from omegaconf.errors import OmegaConfBaseException
+
+        if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+            given = str(error.missing_cfg_file)
+            group, _, name = given.rpartition("/")
+            raise UserError(f"{group}={name} given; {nearest(name, error.options)}") from None
+        if isinstance(error, (HydraException, OmegaConfBaseException)):
+            raise UserError(_said(error)) from None
+
+
+def _said(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    key = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct.*?full_key: (\S+)", text)
+    if key:
+        from budgetcl.assemble import known_keys
+
+        given = key.group(1) or key.group(3)
+        return f"no such key: {given}; {nearest(given, known_keys())}"
+    missing = re.search(r"Missing mandatory value: (\S+)|Missing key (\S+)|missing value.*?full_key: (\S+)", text)
+    if missing:
+        name = next(group for group in missing.groups() if group)
+        return f"{name} has no value: give {name}=..."
+    return text
+
+
+# --- price, list ------------------------------------------------------------------------------------------------
+
+
+def _price(overrides: list[str]) -> int:
+    from budgetcl.dry_run import price
+
+    with _one_line_errors(overrides):
+        price(overrides)
+    return 0
+
+
+def _list(group: str | None, config_dir: str | None) -> int:
+    from budgetcl.assemble import list_group
+
+    list_group(group, config_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

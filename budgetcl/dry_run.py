@@ -1,0 +1,207 @@
+"""What methods would cost: the real protocol with blank images and a compute that charges and does not run."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from budgetcl.assemble import compose, make_parts
+from budgetcl.budget.compute import Compute
+from budgetcl.budget.prices import Prices
+from budgetcl.learners.learner import Learner
+from budgetcl.loop import Progress, run
+from budgetcl.objectives.cross_entropy import CrossEntropy
+from budgetcl.streams.batch import Batch, Source
+from budgetcl.streams.stream import IntArray
+
+_SECONDS = 1.0  # of simulation per method; longer streams are simulated in part, and the rest extrapolated
+# A record's size, measured on the embedded streams: bytes per prediction, per sample, and of the rest.
+_BYTES_PER_ROW, _BYTES_PER_SAMPLE, _BYTES_PER_RECORD = 14, 12, 200_000
+
+
+class _Blank:
+    """Pixels of the right shape without a look at the disk."""
+
+    fingerprint = "blank"
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+        self._zero = torch.zeros(1, dtype=torch.uint8)
+
+    def __call__(self, indices: IntArray, augment: np.random.Generator | None = None) -> Tensor:
+        return self._zero.expand(len(indices), *self.shape)
+
+
+class _Tally:
+    """Stands where a record does: counts rows, keeps what was spent."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def log(self, **columns: Any) -> None:
+        self.rows += len(columns["index"])
+
+    def finish(self, steps: Mapping[str, Any], ledger: Mapping[str, Any], prices: Mapping[str, Any], **_: Any) -> None:
+        self.steps, self.ledger, self.prices = steps, ledger, prices
+
+    interrupt = finish
+
+
+class _Enough(Exception):
+    """Enough steps were simulated."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a method would cost on a stream.
+
+    Attributes:
+        method: its name.
+        prices: FLOPs by what is done: one update, one teacher forward, scoring one image, predicting one image.
+        updates: per step: the smallest and the largest number that the allowance affords.
+        total: FLOPs of the whole stream, predictions included.
+        utilisation: the share of the allowances spent.
+        seconds: estimated from the speed of a real forward and backward on this machine.
+        memory: bytes of weights, gradients, optimiser, teacher, one batch's activations, and the images decoded.
+        disk: bytes of the record.
+        simulated: how many of the steps were simulated, and how many there are.
+    """
+
+    method: str
+    prices: Mapping[str, float]
+    updates: tuple[int, int]
+    total: float
+    utilisation: float
+    seconds: float
+    memory: int
+    disk: int
+    simulated: tuple[int, int]
+
+
+def price(overrides: Sequence[str]) -> None:
+    """Print what each method of ``method=a,b`` would cost."""
+    from rich.console import Console
+    from rich.table import Table
+
+    estimates = [estimate(cfg, cfg.method.name) for cfg in _configurations(overrides)]
+    table = Table(title="What it would cost (nothing is trained)", title_justify="left")
+    table.add_column("method")
+    for name in ("update", "teacher", "score/img", "predict/img", "updates/step", "used", "total", "time", "memory", "disk"):
+        table.add_column(name, justify="right")
+    for e in estimates:
+        low, high = e.updates
+        table.add_row(
+            e.method,
+            *(_flops(e.prices[name]) if name in e.prices else "-" for name in ("update", "teacher", "score", "predict")),
+            str(low) if low == high else f"{low}-{high}",
+            f"{e.utilisation:.1%}",
+            _flops(e.total),
+            f"{e.seconds:,.0f} s",
+            f"{e.memory / 1e6:,.0f} MB",
+            f"{e.disk / 1e6:,.1f} MB",
+        )
+    Console(width=None if Console().is_terminal else 140).print(table)
+    done, steps = estimates[0].simulated
+    if done < steps:
+        print(f"The first {done} of {steps} steps were simulated; totals are extrapolated from them.")
+    print("FLOP = 2 x multiply-add. Time is an estimate from this machine's speed on one small batch.")
+
+
+def _configurations(overrides: Sequence[str]) -> Iterator[DictConfig]:
+    methods = [o.partition("=")[2] for o in overrides if o.startswith("method=")] or ["naive"]
+    others = [o for o in overrides if not o.startswith("method=")]
+    for method in methods[-1].split(","):
+        yield compose([*others, f"method={method}"])
+
+
+def estimate(cfg: DictConfig, method: str) -> Estimate:
+    """Simulate a configuration's protocol and return what it would cost."""
+    parts = make_parts(cfg)
+    stream, learner, real = parts.source.stream, parts.learner, parts.compute
+    blank = Source(stream, _Blank(parts.source.pixels.shape))
+    compute = Compute(real.prices, real.budget, real.reference, torch.device("cpu"), dry=True)
+    tally = _Tally()
+
+    def narrate(progress: Progress) -> None:
+        if progress.seconds > _SECONDS:
+            raise _Enough
+
+    with contextlib.suppress(_Enough):
+        run(blank, learner, compute, tally, cfg.seed, narrate, cfg.query)  # type: ignore[arg-type]
+    done = len(tally.steps["updates"])
+    scale = len(stream) / done
+    images, flops = _work(tally.ledger, tally.prices)
+    total = scale * sum(flops.values())
+    batch = int(cfg.reference.batch)
+    rate, activations = _speed(learner, blank.pixels.shape)
+    per_image = {name: flops[name] / images[name] for name in flops if images.get(name)}
+    stored = learner.nbytes()
+    weights = sum(size for kind, size in stored.items() if kind not in ("samples", "memory"))
+    return Estimate(
+        method=method,
+        prices={
+            name: per_image[category] * (batch if category in ("train", "teacher") else 1)
+            for name, category in (("update", "train"), ("teacher", "teacher"), ("score", "score"), ("predict", "predict"))
+            if category in per_image
+        },
+        updates=(min(tally.steps["updates"]), max(tally.steps["updates"])),
+        total=total,
+        utilisation=sum(tally.steps["spent"]) / max(1, sum(tally.steps["allowance"])),
+        seconds=total / rate,
+        memory=2 * weights + activations * batch + len(stream.label) * int(np.prod(blank.pixels.shape)),
+        disk=int(scale * tally.rows * _BYTES_PER_ROW + len(stream.label) * _BYTES_PER_SAMPLE + _BYTES_PER_RECORD),
+        simulated=(done, len(stream)),
+    )
+
+
+def _work(ledger: Mapping[str, Any], prices: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return how many images each category's networks looked at, and the FLOPs of each category."""
+    images: dict[str, int] = {}
+    flops: dict[str, int] = {}
+    for category, price, count, spent in zip(*(ledger[name] for name in ("category", "price", "count", "flops"))):
+        flops[category] = flops.get(category, 0) + int(spent)
+        if price in prices:
+            images[category] = images.get(category, 0) + int(count) * prices[price]["batch"]
+    return images, flops
+
+
+def _speed(learner: Learner, shape: tuple[int, int, int]) -> tuple[float, int]:
+    """Return FLOP/s of a real forward and backward of a few blank images, and the activation bytes of one image."""
+    network = getattr(learner, "network", None)
+    if network is None:
+        return math.inf, 0
+    network = copy.deepcopy(network).train()
+    n, saved, best = 16, 0, math.inf
+    x = torch.zeros(n, *shape, dtype=torch.uint8)
+
+    def save(tensor: Tensor) -> Tensor:
+        nonlocal saved
+        saved += tensor.nbytes
+        return tensor
+
+    y = torch.zeros(n, dtype=torch.int64)
+    for _ in range(3):
+        saved, started = 0, time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            torch.nn.functional.cross_entropy(network(x).logits, y).backward()
+        best = min(best, time.perf_counter() - started)
+    price = Prices().update(CrossEntropy(), network, Batch(x, y, np.arange(n), y.bool()))
+    return price.network / best, saved // n
+
+
+def _flops(value: float) -> str:
+    for unit in ("", "k", "M", "G", "T", "P", "E"):
+        if value < 1000 or unit == "E":
+            return f"{value:.3g} {unit}".strip()
+        value /= 1000
+    raise AssertionError

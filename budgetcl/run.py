@@ -1,0 +1,99 @@
+"""One run, from its configuration to its concluded record."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from budgetcl.assemble import build, make_parts, method_label, plain, run_id
+from budgetcl.loop import Progress, run
+from budgetcl.records.record import Record, Results
+
+
+def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> Results:
+    """Run a configuration, write its record, and say where it lies.
+
+    Args:
+        cfg: the composed configuration.
+        overrides: what was overridden on the command line; it tells rows of one method apart.
+        several: whether this is one of several runs; it then says one line at its end.
+    """
+    config = plain(cfg)
+    parts, metrics, tracker = make_parts(cfg), build(cfg.metrics), build(cfg.tracker)
+    stream = parts.source.stream
+    method, identity = method_label(cfg.method.name, overrides), run_id(config)
+    info: dict[str, Any] = {
+        "id": identity,
+        "name": cfg.name,
+        "method": method,
+        "group": cfg.method.group,
+        "seed": cfg.seed,
+        "stream": stream.name,
+        "budget": {"updates": parts.compute.budget.updates, "flops": parts.compute.budget.flops},
+        "rest": parts.compute.budget.rest,
+        "free": list(parts.compute.budget.free),
+        "device": str(parts.compute.device),
+        "threads": cfg.threads,
+        "precision": cfg.precision,
+    }
+    folder = Path(cfg.output) / cfg.name / f"{_safe(method)}-{stream.name}-{cfg.seed}-{identity}"
+    record = Record(folder, OmegaConf.to_yaml(OmegaConf.create(config)), info, stream)
+    tracker.begin({**info, "fingerprint": stream.fingerprint()}, config)
+    narrator = _Narrator(quiet=several)
+
+    def narrate(progress: Progress) -> None:
+        narrator(progress)
+        tracker.step(progress.step, {"accuracy": progress.accuracy, "utilisation": progress.utilisation})
+
+    results = run(parts.source, parts.learner, parts.compute, record, cfg.seed, narrate, cfg.query)
+    summary: dict[str, Any] = {"method": method, "seed": cfg.seed, "stream": stream.name}
+    for metric in metrics.values():
+        summary.update(metric(results))
+    record.conclude({key: _finite(value) for key, value in summary.items()})
+    tracker.end(summary, results.ledger)
+    narrator.end(summary, folder)
+    return results
+
+
+class _Narrator:
+    """A live line per time step in a terminal, at most ten plain lines elsewhere, one line at the end of one of many."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet, self._live = quiet, sys.stdout.isatty() and not quiet
+
+    def __call__(self, progress: Progress) -> None:
+        done = progress.step + 1
+        tenth = max(1, progress.steps // 10)
+        if self._quiet or (not self._live and done % tenth and done < progress.steps):
+            return
+        eta = progress.seconds / done * (progress.steps - done)
+        text = (
+            f"step {done}/{progress.steps} · budget left {1 - progress.utilisation:.0%} · "
+            f"accuracy {progress.accuracy:.1%} · {progress.seconds:.0f} s, {eta:.0f} s to go"
+        )
+        print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", flush=True)
+
+    def end(self, summary: dict[str, Any], folder: Path) -> None:
+        """Say the run's numbers and where its record lies."""
+        if self._live:
+            print()
+        names = ("average_accuracy", "final_accuracy", "online", "near_future", "retention")
+        shown = (name for name in names if math.isfinite(summary.get(name) or math.nan))
+        numbers = " · ".join(f"{name.replace('_', ' ')} {summary[name]:.1%}" for name in shown)
+        print(f"{summary['method']} · {summary['stream']} · seed {summary['seed']}: {numbers}", flush=True)
+        if not self._quiet:
+            print(f"record: {folder}\nfor tables and plots: budgetcl report {folder}")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "_", text).strip("_")[:80]
