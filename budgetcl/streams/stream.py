@@ -121,11 +121,15 @@ class Stream:
         return self._rows_of[name]
 
     def fingerprint(self) -> str:
-        """Return the hash of the table, its cuts and the pixels' source: equal hashes may be compared, others not."""
+        """Return the hash of the table, its cuts, what is evaluated and the pixels' source.
+
+        Runs on streams of equal hashes may be compared, others not.
+        """
         digest = hashlib.sha256()
         for name in ("label", "set", "bounds", "time", "group", "origin"):
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
-        digest.update("\0".join((*self.label_names, self.source, *map(str, self.shifts))).encode())
+        shown = (self.shifts, self.shift, self.heldout, self.occasions)
+        digest.update("\0".join((*self.label_names, self.source, repr(shown))).encode())
         return digest.hexdigest()[:16]
 
     def first_seen(self) -> IntArray:

@@ -1,0 +1,176 @@
+"""Backbones: images -> features. Small ones, that two CPU cores can train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from budgetcl.assets.checked import read_asset
+from budgetcl.errors import UserError, at_least
+from budgetcl.randomness import generator
+
+GLYPHS = "glyphs-backbone.safetensors"
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al., CVPR 2016); 1x1 on the shortcut where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, inputs, h, w) -> (n, outputs, h / stride, w / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class SmallResNet(nn.Module):
+    """A small ResNet: a 5x5 stem of stride 2, one basic block for each width, global average pooling.
+
+    With the default widths it has 77 thousand parameters (142 thousand with a head of 1,000 classes), and a 24x24
+    picture takes 3.5 MFLOP.
+
+    Args:
+        channels: of the images; 1 or 3, say.
+        widths: channels of the blocks; each block after the first halves the resolution.
+        pretrained: None for fresh weights; "glyphs" for the weights that ship with the package, pretrained on the
+            first 1,000 characters of the atlas (scripts/pretrain_glyphs.py); or the path of a .safetensors file.
+        mean: per channel, of pixels on the scale 0..1; one number for all, or one each.
+        std: per channel, like ``mean``.
+        seed: of fresh weights.
+
+    Attributes:
+        feature_dim: the features' dimension, the last width.
+        mean: per channel.
+        std: per channel.
+        head_weight: (classes, feature_dim) rows of the pretrained classifier, or None. Not a parameter: a head copies
+            them.
+        head_bias: (classes,), or None.
+
+    Raises:
+        UserError: the weights' file is missing, damaged, or does not fit.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        widths: Sequence[int] = (16, 32, 64),
+        pretrained: str | None = None,
+        mean: float | Sequence[float] = 0.5,
+        std: float | Sequence[float] = 0.3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        at_least(1, channels=channels, **{f"widths[{i}]": width for i, width in enumerate(widths)})
+        if not widths:
+            raise UserError("widths=() given; at least one width is expected")
+        self.mean, self.std = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
+        self.feature_dim = widths[-1]
+        self.stem = nn.Conv2d(channels, widths[0], 5, 2, 2, bias=False)
+        self.bn = nn.BatchNorm2d(widths[0])
+        inputs = (widths[0], *widths[:-1])
+        self.blocks = nn.Sequential(
+            *(BasicBlock(before, after, 1 if i == 0 else 2) for i, (before, after) in enumerate(zip(inputs, widths)))
+        )
+        self.head_weight: Tensor | None = None
+        self.head_bias: Tensor | None = None
+        if pretrained is None:
+            initialise(self, seed)
+        else:
+            self._load(pretrained)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, channels, height, width) float -> (n, feature_dim)."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.blocks(F.relu(self.bn(self.stem(x)))).mean((2, 3))
+
+    def _load(self, pretrained: str) -> None:
+        tensors = read_weights(pretrained)
+        weight, bias = tensors.pop("head.weight", None), tensors.pop("head.bias", None)
+        load_exactly(self, tensors, pretrained)
+        if (weight is None) != (bias is None) or (weight is not None and weight.shape[1:] != (self.feature_dim,)):
+            raise UserError(
+                f"{pretrained}: head.weight (classes, {self.feature_dim}) and head.bias are expected, both or neither"
+            )
+        self.head_weight, self.head_bias = weight, bias
+
+
+def initialise(module: nn.Module, seed: int) -> None:
+    """Give fresh weights to convolutions and linear layers: He's normal initialisation, fan-out; biases zero.
+
+    The numbers come from numpy, not from torch's global generator, so that nothing else moves them.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.dim() > 1:
+            fan_out = parameter.shape[0] * parameter[0, 0].numel() if parameter.dim() > 2 else parameter.shape[1]
+            draw = generator(seed, f"weights/{name}").standard_normal(tuple(parameter.shape), dtype=np.float32)
+            with torch.no_grad():
+                parameter.copy_(torch.from_numpy(draw * np.float32(math.sqrt(2 / fan_out))))
+
+
+def read_weights(pretrained: str) -> dict[str, Tensor]:
+    """Return the float32 tensors of "glyphs", or of a .safetensors file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if pretrained == "glyphs":
+        data = read_asset(GLYPHS, "pretrain_glyphs.py")
+    else:
+        try:
+            data = Path(pretrained).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"pretrained={pretrained!r} given; null, 'glyphs' or the path of a .safetensors file is expected "
+                f"({error.strerror})"
+            ) from error
+    try:
+        tensors = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise UserError(f"{pretrained} is not a readable .safetensors file ({error})") from error
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load parameters and buffers whose names and shapes must all fit.
+
+    Raises:
+        UserError: a name or a shape does not fit; the message gives the first that does not.
+    """
+    own = module.state_dict()
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unknown:
+        raise UserError(
+            f"{source} does not fit the backbone: {len(missing)} names are missing and {len(unknown)} unknown, "
+            f"such as {(missing + unknown)[0]!r}"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise UserError(
+                f"{source} does not fit the backbone: {name} is {tuple(tensors[name].shape)}, "
+                f"{tuple(tensor.shape)} is expected"
+            )
+    module.load_state_dict(dict(tensors))
+
+
+def _per_channel(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    values = (float(value),) * channels if isinstance(value, (int, float)) else tuple(float(v) for v in value)
+    if len(values) != channels or (name == "std" and min(values) <= 0):
+        raise UserError(f"{name}={value!r} given; one number, or {channels} of them, is expected (std above zero)")
+    return values
