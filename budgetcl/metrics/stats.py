@@ -1,0 +1,197 @@
+"""How sure a number is: block bootstraps over time, nested in seeds. Checked by `scripts/simulate_statistics.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from budgetcl.errors import UserError, at_least
+from budgetcl.metrics._arrays import Array, floats
+from budgetcl.randomness import generator
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and how sure it is.
+
+    Attributes:
+        estimate: the mean.
+        low: lower end of the interval.
+        high: upper end.
+        level: how often such an interval holds the truth.
+        p: for a difference, the two-sided p-value of "there is none"; else None.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    p: float | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether zero lies outside the interval."""
+        return not self.low <= 0 <= self.high
+
+
+def bootstrap_interval(
+    values: Array,
+    *,
+    level: float = 0.95,
+    block: int | None = None,
+    shared_steps: bool = False,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return the mean of values over seeds and time steps, with a bootstrap interval.
+
+    Time steps are drawn as circular blocks, which keeps their correlation, within each seed; seeds are drawn with
+    replacement. Drawing plainly on both levels counts the variation within seeds twice, and that between few seeds too
+    low; so the seeds' deviations are scaled to their unbiased variance component (Davison and Hinkley 1997, section
+    3.8) and the interval is widened by Student's t to Satterthwaite's degrees of freedom.
+
+    Args:
+        values: (steps,) or (seeds, steps), e.g. the accuracy of each block of a stream.
+        level: how often the interval shall hold the truth.
+        block: how many steps are drawn together; None: steps ** (1/3), rounded up.
+        shared_steps: whether all seeds saw the same samples in the same steps (a fixed stream); then a draw takes the
+            same steps for all of them. False: each seed has its own stream.
+        resamples: how many bootstrap samples.
+        seed: of the draws.
+
+    Raises:
+        UserError: fewer than two steps and seeds, NaN, a level outside (0, 1), a block longer than the steps.
+
+    Examples:
+        >>> interval = bootstrap_interval([[0.50, 0.52, 0.48, 0.50], [0.60, 0.61, 0.59, 0.60]])
+        >>> round(interval.estimate, 3), interval.low < 0.5, interval.high > 0.6
+        (0.55, True, True)
+    """
+    table = _table(values)
+    deviations, freedom = _deviations(table, block, shared_steps, resamples, level, seed)
+    estimate = float(table.mean())
+    tail = (1 - level) / 2
+    low, high = np.quantile(deviations, [tail, 1 - tail]) * _widening(level, freedom)
+    return Interval(estimate, estimate + float(low), estimate + float(high), level)
+
+
+def paired_difference(
+    first: Array,
+    second: Array,
+    *,
+    level: float = 0.95,
+    block: int | None = None,
+    shared_steps: bool = False,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return ``first - second``, paired by seed and time step, with a bootstrap interval and a p-value.
+
+    What both have in common (easy and hard stretches of the stream, lucky seeds) cancels before anything is drawn.
+
+    Args:
+        first: (steps,) or (seeds, steps).
+        second: the same shape: the same seeds, the same steps.
+        level: how often the interval shall hold the truth.
+        block: how many steps are drawn together; None: steps ** (1/3), rounded up.
+        shared_steps: as in :func:`bootstrap_interval`.
+        resamples: how many bootstrap samples; the p-value cannot be below 1 / (resamples + 1).
+        seed: of the draws.
+
+    Raises:
+        UserError: two shapes; as in :func:`bootstrap_interval`.
+
+    Examples:
+        >>> difference = paired_difference([0.60, 0.71, 0.52, 0.61], [0.50, 0.60, 0.40, 0.52], block=1)
+        >>> round(difference.estimate, 3), difference.differs
+        (0.105, True)
+    """
+    left, right = _table(first), _table(second)
+    if left.shape != right.shape:
+        raise UserError(f"paired values must have one shape; given {left.shape} and {right.shape}")
+    table = left - right
+    deviations, freedom = _deviations(table, block, shared_steps, resamples, level, seed)
+    estimate = float(table.mean())
+    wide = deviations * _widening(level, freedom)
+    low, high = np.quantile(wide, [(1 - level) / 2, (1 + level) / 2])
+    p = (1 + int((np.abs(wide) >= abs(estimate)).sum())) / (1 + resamples)
+    return Interval(estimate, estimate + float(low), estimate + float(high), level, p)
+
+
+def _table(values: Array) -> NDArray[np.float64]:
+    dimensions = np.ndim(values) if not hasattr(values, "ndim") else values.ndim
+    if dimensions not in (1, 2):
+        raise UserError(f"values have {dimensions} dimensions; (steps,) or (seeds, steps) is expected")
+    table = floats("values", values, dimensions).cpu().numpy()
+    return np.atleast_2d(table)
+
+
+def _deviations(
+    table: NDArray[np.float64], block: int | None, shared: bool, resamples: int, level: float, seed: int
+) -> tuple[NDArray[np.float64], float]:
+    """Return (resamples,) draws of the mean's error and their degrees of freedom."""
+    seeds, steps = table.shape
+    at_least(1, resamples=resamples)
+    if not 0 < level < 1:
+        raise UserError(f"level={level!r} given; a number between 0 and 1 is expected")
+    if seeds < 2 and steps < 2:
+        raise UserError("one value given; an interval needs at least two time steps or two seeds")
+    block = max(1, round(np.ceil(steps ** (1 / 3) - 1e-9))) if block is None else block
+    if not 1 <= block <= steps:
+        raise UserError(f"block={block} given; a length from 1 to the {steps} steps is expected")
+    rng = generator(seed, "bootstrap")
+
+    # Within seeds: means of circular blocks, drawn until the steps are full; short series get their variance back.
+    blocks = -(-steps // block)
+    means = table.mean(axis=1, keepdims=True)
+    doubled = np.concatenate([table, table[:, : block - 1]], axis=1) - means
+    sums = np.cumsum(np.pad(doubled, ((0, 0), (1, 0))), axis=1)
+    of_block = (sums[:, block:] - sums[:, :-block]) / block  # (seeds, steps): the block that starts at each step
+    inflation = np.sqrt(blocks / (blocks - 1)) if blocks > 1 else 0.0
+    variance_within = float((of_block.var(axis=1) / blocks).mean()) * inflation**2
+    freedom_within = max(1, blocks - 1)
+    if shared:
+        of_block = of_block.mean(axis=0, keepdims=True)
+        variance_shared = float(of_block.var() / blocks) * inflation**2
+        starts = rng.integers(steps, size=(resamples, blocks))
+        within = of_block[0][starts].mean(axis=1)
+    else:
+        variance_shared = variance_within / seeds
+        freedom_within *= seeds
+        within = np.zeros(resamples)
+        for row in of_block:
+            within += row[rng.integers(steps, size=(resamples, blocks))].mean(axis=1) / seeds
+    within *= inflation
+    if seeds < 2:
+        return within, freedom_within
+
+    # Between seeds: what their means vary more than the steps explain.
+    spread = float(means.var(ddof=1))
+    explained = variance_within if not shared else max(0.0, variance_within - variance_shared)
+    between = max(0.0, spread - explained)
+    drawn = (means[:, 0] - means.mean())[rng.integers(seeds, size=(resamples, seeds))].mean(axis=1)
+    scale = np.sqrt(between / spread * seeds / (seeds - 1)) if spread > 0 else 0.0
+    total = between / seeds + variance_shared
+    lost = (between / seeds) ** 2 / (seeds - 1) + variance_shared**2 / freedom_within
+    freedom = total**2 / lost if lost > 0 else np.inf
+    return within + drawn * scale, float(freedom)
+
+
+def _widening(level: float, freedom: float) -> float:
+    """Return by how much Student's t is wider than the normal (Cornish and Fisher's expansion; exact for 1 and 2)."""
+    tail = (1 + level) / 2
+    z = NormalDist().inv_cdf(tail)
+    if freedom < 1.5:
+        return float(np.tan(np.pi * (tail - 0.5))) / z
+    if freedom < 2.5:
+        return (2 * tail - 1) / float(np.sqrt(2 * tail * (1 - tail))) / z
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return float(sum(term / freedom**i for i, term in enumerate(terms))) / z
