@@ -103,6 +103,7 @@ class _Rows:
     index: Tensor
     seen: Tensor
     samples: int
+    unique: bool  # one row for each index
 
 
 def _rows(hits: Tensor, index: Array | None, seen: Array | None, samples: int | None) -> _Rows:
@@ -129,7 +130,8 @@ def _rows(hits: Tensor, index: Array | None, seen: Array | None, samples: int | 
         samples = last + 1
     elif last >= samples:
         raise UserError(f"index holds {last}, but the stream has samples={samples}")
-    if len(position) > 1 and not bool((position[1:] > position[:-1]).all()):
+    unique = index is None or bool((position[1:] > position[:-1]).all())
+    if not unique:
         # Stable sorts by the lesser key first: the latest seen (the smallest lead) comes first for each index.
         order = known.argsort(descending=True, stable=True)
         order = order[position[order].argsort(stable=True)]
@@ -141,49 +143,52 @@ def _rows(hits: Tensor, index: Array | None, seen: Array | None, samples: int | 
                 f"rows {int(order[at])} and {int(order[at + 1])} both predict index {int(position[at])} after "
                 f"seen={int(known[at])} labels; one row for each index and shift is expected"
             )
-    return _Rows(hits, position, known, samples)
+        unique = not bool((position[1:] == position[:-1]).any())
+    return _Rows(hits, position, known, samples, unique)
 
 
 def _at_shift(rows: _Rows, shift: int) -> tuple[Tensor, Tensor]:
     """Return (hits, index) of the rows with the smallest lead of at least ``shift``, one for each index from it on."""
     if shift >= rows.samples:
         raise UserError(f"shift={shift} lies beyond the stream of {rows.samples} samples")
-    index, seen = rows.index, rows.seen
-    kept = index - seen >= shift
-    chosen = kept.clone()
-    chosen[1:] &= ~(kept[:-1] & (index[1:] == index[:-1]))
-    # Exactly one row for each index at or behind the shift: count the indices on both sides.
-    first = torch.ones_like(kept)
-    first[1:] = index[1:] != index[:-1]
-    wanted = first & (index >= shift)
-    if int(chosen.sum()) != int(wanted.sum()):
-        answered = index[chosen]
-        asked = index[wanted]
-        lost = asked[~torch.isin(asked, answered)][0]
+    hits, index, seen = rows.hits, rows.index, rows.seen
+    chosen = index - seen >= shift
+    if rows.unique:
+        lost = ~chosen & (index >= shift)
+    else:
+        follows = index[1:] == index[:-1]
+        last = torch.ones_like(chosen)
+        last[:-1] = ~follows
+        lost = last & ~chosen & (index >= shift)  # leads ascend within an index: the last one is the largest
+        chosen[1:] &= ~(chosen[:-1] & follows)
+    if bool(lost.any()):
         raise UserError(
-            f"no row predicts index {int(lost)} at least {shift} samples ahead (a lead, index - seen, of {shift} or "
-            "more); predict ahead at this shift, or ask for one that the log holds"
+            f"no row predicts index {int(index[_first(lost)])} at least {shift} samples ahead (a lead, index - seen, of "
+            f"{shift} or more); predict ahead at this shift, or ask for one that the log holds"
         )
-    index, seen, hits = index[chosen], seen[chosen], rows.hits[chosen]
+    if not bool(chosen.all()):
+        hits, index, seen = hits[chosen], index[chosen], seen[chosen]
     _closest(index, seen, rows.seen, shift)
     return hits, index
 
 
 def _closest(index: Tensor, seen: Tensor, all_seen: Tensor, shift: int) -> None:
     """Refuse rows made earlier than need be: predictions after s labels exist, s <= index - shift, but not of it."""
-    times = all_seen if bool((all_seen[1:] >= all_seen[:-1]).all()) else all_seen.sort().values
-    times = torch.unique_consecutive(times)
-    if len(times) == 1:
-        return
-    # For each time, the first later one; a row made at a time must be too early for the next.
-    following = torch.searchsorted(times, seen, right=True)
-    late = following < len(times)
-    early = late & (times[following.clamp(max=len(times) - 1)] <= index - shift)
+    if len(index) == len(all_seen) and bool((seen[1:] >= seen[:-1]).all()):
+        # All rows in order: the last row made at one time must come too early for the next time.
+        last = (seen[1:] != seen[:-1]).nonzero().flatten()
+        index, seen, following = index[last], seen[last], seen[last + 1]
+    else:
+        times = torch.unique(all_seen)
+        place = torch.searchsorted(times, seen, right=True)
+        later = place < len(times)
+        index, seen, following = index[later], seen[later], times[place[later]]
+    early = following <= index - shift
     if bool(early.any()):
         row = _first(early)
         raise UserError(
             f"index {int(index[row])} is predicted {int(index[row] - seen[row])} samples ahead, though the log goes on "
-            f"at seen={int(times[following[row]])}: it holds no rows for shift={shift}"
+            f"at seen={int(following[row])}: it holds no rows for shift={shift}"
         )
 
 
@@ -222,7 +227,10 @@ def online_accuracy(
         >>> online_accuracy([1, 1, 2, 2], [1, 2, 2, 2], warmup=2)
         1.0
     """
-    rows = _rows(_hits(pred, target, top_k), index, seen, samples)
+    hits = _hits(pred, target, top_k)
+    if index is None and seen is None and samples in (None, len(hits)):
+        return _mean(hits[warmup_end(len(hits), warmup) :])
+    rows = _rows(hits, index, seen, samples)
     return _average(*_at_shift(rows, 0), warmup_end(rows.samples, warmup))
 
 
