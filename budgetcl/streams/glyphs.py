@@ -104,14 +104,13 @@ def glyphs(
     streamed = np.arange(pretrain_classes, pretrain_classes + stream_classes)
     arrange = _by_class if order == "class" else _by_data
     reveal, bounds = arrange(streamed, steps, train, seed)
-    parts = [
-        reveal,
-        _each(PRETRAIN, known, pretrain_train, TRAINED),
-        _each(TEST, streamed, test, TESTED),
-        _each(PRETEST, known, test, TESTED),
+    tested = [_each(TEST, streamed, test, TESTED), _each(PRETEST, known, test, TESTED)]
+    validated = [
         _each(VALIDATION, streamed, validation, VALIDATED),
         _each(PREVALIDATION, known, validation, VALIDATED),
     ]
+    shown, hidden = (tested, validated) if evaluate == "test" else (validated, tested)
+    parts = [reveal, _each(PRETRAIN, known, pretrain_train, TRAINED), *shown, *hidden]
     label = np.concatenate([part.label for part in parts])
     sets = np.concatenate([np.full(len(part.label), SETS.index(part.set), np.int8) for part in parts])
     kind = np.concatenate([np.full(len(part.label), part.kind) for part in parts])
@@ -127,8 +126,8 @@ def glyphs(
         face[:samples] = np.arange(samples) * count[:samples] // samples
     image = table.start[character] + face
 
-    pixels = GlyphPixels(image, number, seed, hardness)
-    held = {"test": (TEST, PRETEST), "validation": (VALIDATION, PREVALIDATION)}[evaluate]
+    # The sets that are not evaluated come last and are never rendered.
+    pixels = GlyphPixels(image, number, seed, hardness, usual=len(label) - sum(len(part.label) for part in hidden))
     stream = Stream(
         name="glyphs",
         label=label,
@@ -139,7 +138,7 @@ def glyphs(
         origin=np.full(len(label), -1, np.int64),
         label_names=tuple(character_name(int(code)) for code in table.characters[characters]),
         source=pixels.fingerprint,
-        heldout=held if pretrain_classes else held[:1],
+        heldout=tuple(part.set for part in shown if len(part.label)),
     )
     return Source(stream, pixels)
 

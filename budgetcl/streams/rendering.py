@@ -162,12 +162,15 @@ class GlyphPixels:
         sample: (rows,) the number of each row's view.
         seed: of the views.
         hardness: factor on the distortions.
+        usual: the rows before this one are rendered together at first use, the ones behind it only if one of them is
+            asked for; all rows where it is None.
     """
 
     shape = (1, SIDE, SIDE)
 
-    def __init__(self, image: IntArray, sample: IntArray, seed: int, hardness: float) -> None:
+    def __init__(self, image: IntArray, sample: IntArray, seed: int, hardness: float, usual: int | None = None) -> None:
         self._image, self._sample, self._seed, self._hardness = image, sample, seed, float(hardness)
+        self._usual = len(sample) if usual is None else usual
         digest = hashlib.sha256(f"glyphs/{VERSION}/{recorded_hash(ATLAS)}/{seed}/{float(hardness)!r}".encode())
         digest.update(image.astype("<i8").tobytes() + sample.astype("<i8").tobytes())
         self.fingerprint = digest.hexdigest()[:16]
@@ -180,19 +183,20 @@ class GlyphPixels:
 
     def __call__(self, indices: IntArray, augment: np.random.Generator | None = None) -> Tensor:
         """Return the pictures as uint8 (len(indices), 1, 24, 24). They are random views: nothing is augmented."""
-        return _pictures(self)[torch.from_numpy(np.asarray(indices, np.int64))]
+        seldom = len(indices) > 0 and int(np.max(indices)) >= self._usual
+        return _pictures(self, len(self._sample) if seldom else self._usual)[torch.from_numpy(np.array(indices))]
 
-    def render(self) -> Tensor:
-        """Draw all rows: uint8 (rows, 1, 24, 24)."""
+    def render(self, rows: int) -> Tensor:
+        """Draw the first rows: uint8 (rows, 1, 24, 24)."""
         images, key = atlas_images(), view_key(self._seed, "stream")
-        out = np.empty((len(self._sample), *self.shape), np.uint8)
-        for start in range(0, len(out), BLOCK):
-            block = slice(start, start + BLOCK)
+        out = np.empty((rows, *self.shape), np.uint8)
+        for start in range(0, rows, BLOCK):
+            block = slice(start, min(rows, start + BLOCK))
             out[block, 0] = views(images[self._image[block]], self._sample[block], key, self._hardness)
         return torch.from_numpy(out)
 
 
-@lru_cache(maxsize=2)
-def _pictures(pixels: GlyphPixels) -> Tensor:
+@lru_cache(maxsize=3)
+def _pictures(pixels: GlyphPixels, rows: int) -> Tensor:
     # Kept across runs: several methods meet the same stream in one process.
-    return pixels.render()
+    return pixels.render(rows)
