@@ -163,8 +163,8 @@ def _at_shift(rows: _Rows, shift: int) -> tuple[Tensor, Tensor]:
         chosen[1:] &= ~(chosen[:-1] & follows)
     if bool(lost.any()):
         raise UserError(
-            f"no row predicts index {int(index[_first(lost)])} at least {shift} samples ahead (a lead, index - seen, of "
-            f"{shift} or more); predict ahead at this shift, or ask for one that the log holds"
+            f"no row predicts index {int(index[_first(lost)])} at least {shift} samples ahead (index - seen >= "
+            f"{shift}); predict at this shift too, or ask for one that the log holds"
         )
     if not bool(chosen.all()):
         hits, index, seen = hits[chosen], index[chosen], seen[chosen]

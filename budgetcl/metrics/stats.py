@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +120,126 @@ def paired_difference(
     low, high = np.quantile(wide, [(1 - level) / 2, (1 + level) / 2])
     p = (1 + int((np.abs(wide) >= abs(estimate)).sum())) / (1 + resamples)
     return Interval(estimate, estimate + float(low), estimate + float(high), level, p)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where each entry stands, with what is not sure left open.
+
+    Attributes:
+        mean: (entries,) the scores' means.
+        low: (entries,) the best rank an entry may have: 1 + the number of entries significantly better.
+        high: (entries,) the worst: the number of entries less those significantly worse.
+        level: how sure all of it is at once.
+        better: (entries, entries) bool, whether the row is significantly better than the column.
+    """
+
+    mean: tuple[float, ...]
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+    level: float
+    better: NDArray[np.bool_]
+
+
+def rank_interval(
+    scores: Array,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    higher_is_better: bool = True,
+) -> Ranks:
+    """Return the ranks that entries of a leaderboard may have, all comparisons at once.
+
+    All entries were scored on the same time blocks. One bootstrap draws blocks (the same ones for everybody, which
+    keeps what entries have in common) and, where there are several, seeds (each entry its own). For every pair the
+    difference is divided by its standard error, in the sample and in each draw; the largest of these over all pairs
+    bounds the family-wise error, and pairs found different are taken out step by step until no further one is (Romano
+    and Wolf 2005, "Exact and approximate stepdown methods"). One run of it serves any number of entries, where separate
+    tests, corrected for their number, would need resamples in proportion to it.
+
+    Args:
+        scores: (entries, blocks), or (entries, seeds, blocks): the accuracy of each entry on each block of the stream.
+            Blocks should be longer than the stream's bursts; ten or more of them.
+        level: the chance that not one of the differences found is false.
+        resamples: how many bootstrap samples; at least 20 / (1 - level).
+        seed: of the draws.
+        higher_is_better: whether rank 1 has the highest mean.
+
+    Raises:
+        UserError: fewer than two blocks, NaN, too few resamples for the level.
+
+    Examples:
+        >>> noise = np.random.default_rng(1).normal(0, 0.01, (3, 20))
+        >>> ranks = rank_interval(noise + np.array([[0.5], [0.7], [0.501]]))
+        >>> ranks.low, ranks.high
+        ((2, 1, 2), (3, 1, 3))
+    """
+    dimensions = np.ndim(scores) if not hasattr(scores, "ndim") else scores.ndim
+    if dimensions not in (2, 3):
+        raise UserError(
+            f"scores have {dimensions} dimensions; (entries, blocks) or (entries, seeds, blocks) is expected"
+        )
+    table = floats("scores", scores, dimensions).cpu().numpy()
+    table = (table if higher_is_better else -table).reshape(len(table), -1, table.shape[-1])
+    entries, _, blocks = table.shape
+    if blocks < 2:
+        raise UserError("the scores have one block; at least two, better ten, are expected")
+    if not 0 < level < 1 or resamples < 20 / (1 - level):
+        raise UserError(f"level={level!r} and resamples={resamples!r} given; at least 20 / (1 - level) are expected")
+    mean = table.mean(axis=(1, 2))
+    observed, drawn = _statistics(table, resamples, seed)
+    first, second = np.triu_indices(entries, 1)
+    different = np.zeros(len(first), dtype=bool)
+    while not different.all():
+        critical = np.quantile(drawn[:, ~different].max(axis=1), level, method="higher")
+        found = ~different & (observed > critical)
+        if not found.any():
+            break
+        different |= found
+    better = np.zeros((entries, entries), dtype=bool)
+    sign = mean[first] > mean[second]
+    better[first[different & sign], second[different & sign]] = True
+    better[second[different & ~sign], first[different & ~sign]] = True
+    low, high = 1 + better.sum(axis=0), entries - better.sum(axis=1)
+    shown = mean if higher_is_better else -mean
+    return Ranks(tuple(shown.tolist()), tuple(low.tolist()), tuple(high.tolist()), level, better)
+
+
+def _statistics(table: NDArray[np.float64], resamples: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return |t| of each pair (i < j) in the sample, (pairs,), and centred in each draw, (resamples, pairs)."""
+    entries, seeds, blocks = table.shape
+    rng = generator(seed, "ranks")
+    pairs = np.triu_indices(entries, 1)
+    by_block, by_seed = table.mean(axis=1), table.mean(axis=2)
+    mean = by_block.mean(axis=1)
+
+    def t_values(shift: NDArray[Any], across: NDArray[Any], between: NDArray[Any]) -> NDArray[Any]:
+        """Divide the pairs' differences by their errors: blocks have covariances, seeds of two entries have none."""
+        own = across.diagonal() / blocks + between / seeds
+        error = np.sqrt(np.maximum(own[pairs[0]] + own[pairs[1]] - 2 * across[pairs] / blocks, 0))
+        gap = np.abs(shift[pairs[0]] - shift[pairs[1]])
+        tiny = 1e-12 * (1 + np.abs(mean).max())
+        return np.where(error > tiny, gap / np.maximum(error, tiny), np.where(gap > tiny, np.inf, 0.0))
+
+    def spread(of: NDArray[Any]) -> NDArray[Any]:
+        return of.var(axis=1, ddof=1) if seeds > 1 else np.zeros(entries)
+
+    centred = by_block - mean[:, None]
+    observed = t_values(mean, centred @ centred.T / (blocks - 1), spread(by_seed))
+    drawn = np.empty((resamples, len(pairs[0])), dtype=np.float32)
+    for i in range(resamples):
+        take = rng.integers(blocks, size=blocks)
+        sample = centred[:, take]
+        offset = sample.mean(axis=1)
+        sample = sample - offset[:, None]
+        between = np.zeros(entries)
+        if seeds > 1:
+            chosen = np.take_along_axis(by_seed, rng.integers(seeds, size=(entries, seeds)), axis=1)
+            offset = offset + (chosen.mean(axis=1) - mean) * np.sqrt(seeds / (seeds - 1))
+            between = spread(chosen)
+        drawn[i] = t_values(offset, sample @ sample.T / (blocks - 1), between)
+    return observed, drawn
 
 
 def _table(values: Array) -> NDArray[np.float64]:
