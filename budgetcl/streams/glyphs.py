@@ -13,6 +13,7 @@ import numpy as np
 from budgetcl.errors import UserError, at_least, between, one_of
 from budgetcl.randomness import generator
 from budgetcl.streams.batch import Source
+from budgetcl.streams.cuts import by_number
 from budgetcl.streams.rendering import HALF, GlyphPixels, atlas, choices, view_key
 from budgetcl.streams.stream import (
     PRETEST,
@@ -159,5 +160,4 @@ def _by_class(classes: IntArray, steps: int, views: int, seed: int) -> tuple[_Ro
 def _by_data(classes: IntArray, steps: int, views: int, seed: int) -> tuple[_Rows, IntArray]:
     rows = _each(STREAM, classes, views, TRAINED)
     shuffle = generator(seed, "order").permutation(len(rows.label))
-    bounds = np.cumsum([0] + [len(part) for part in np.array_split(shuffle, steps)])
-    return _Rows(STREAM, rows.label[shuffle], rows.draw[shuffle], TRAINED), bounds
+    return _Rows(STREAM, rows.label[shuffle], rows.draw[shuffle], TRAINED), by_number(len(shuffle), steps)

@@ -15,15 +15,18 @@ SHUFFLES = 20  # of the prefix's labels, to know what chance gives at each shift
 BLOCKS = 4  # the labels are shuffled within this many blocks of the prefix
 
 
-def check_shifts(shifts: Sequence[int], shift: int | None) -> tuple[int, ...]:
+def check_shifts(shifts: Sequence[int], shift: int | None, samples: int) -> tuple[int, ...]:
     """Return the shifts as integers.
 
     Raises:
-        UserError: they are not ascending whole numbers from zero up, or ``shift`` is none of them.
+        UserError: they are not ascending whole numbers below the stream's number of samples, or ``shift`` is none of
+            them.
     """
     whole = all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in shifts)
     if not whole or list(shifts) != sorted(set(shifts)) or min(shifts, default=0) < 0:
         raise UserError(f"shifts={list(shifts)} given; ascending integers of at least 0 are expected")
+    if max(shifts, default=0) >= samples:
+        raise UserError(f"shifts={list(shifts)} given; shifts below the {samples} samples streamed are expected")
     if shift is not None and shift not in list(shifts):
         raise UserError(f"shift={shift!r} given; one of shifts={list(shifts)}, or null, is expected")
     return tuple(int(value) for value in shifts)
@@ -38,18 +41,18 @@ def chosen_shift(labels: IntArray, shifts: tuple[int, ...], chunk: int) -> int |
     """Return S, or None where no shift above zero is asked for.
 
     The rule is :func:`budgetcl.metrics.blind.select_shift` with blocks of a quarter of the prefix: a block must hold
-    many bursts, or shuffling within it leaves what it should destroy.
+    many bursts, or shuffling within it leaves what it should destroy. Shifts beyond an eighth of the prefix are not
+    tested, as too little is left to test them on.
 
     Raises:
         UserError: no shift ends the label correlation by that rule.
     """
     if not any(shifts):
         return None
-    if max(shifts) >= len(labels):
-        raise UserError(
-            f"shifts={list(shifts)} given; shifts below the {len(labels)} samples of the prefix are expected"
-        )
-    return _shift(labels.tobytes(), shifts, chunk)
+    tested = tuple(shift for shift in shifts if shift <= len(labels) // 8)
+    if not any(tested):
+        raise UserError(f"{len(labels)} labels are too few to test shifts={list(shifts)}: 8 times the shift are needed")
+    return _shift(labels.tobytes(), tested, chunk)
 
 
 # Cached: the runs of one sweep choose on the same prefix.

@@ -66,6 +66,7 @@ class Stream:
             what they re-take.
         occasions: after which steps held-out sets are due; None: after each.
         window: the blind classifier's window k chosen on the prefix, or None.
+        notes: what a user of the stream should be told, such as why it has no shift.
 
     Raises:
         UserError: columns of unequal length, or bounds that do not cut the streamed rows.
@@ -85,6 +86,7 @@ class Stream:
     heldout: tuple[str, ...] = (TEST,)
     occasions: tuple[int, ...] | None = None
     window: int | None = None
+    notes: tuple[str, ...] = ()
     _rows_of: dict[str, IntArray] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from budgetcl.errors import UserError, at_least, between, one_of
 from budgetcl.randomness import generator
 from budgetcl.streams.batch import Source
+from budgetcl.streams.cuts import by_chunk, evenly
 from budgetcl.streams.glyphs import RETAKEN, UPLOADED, character_name, view_number
 from budgetcl.streams.prefix import check_shifts, chosen_shift, chosen_window
 from budgetcl.streams.rendering import HALF, GlyphPixels, atlas
@@ -136,7 +137,6 @@ def uploads(
     Raises:
         UserError: a number out of range; a prefix in which no shift ends the label correlation.
     """
-    shifts = check_shifts(shifts, shift)
     at_least(1, samples=samples, prefix=prefix, uploaders=uploaders, chunk=chunk, occasions=occasions)
     at_least(0, retention=retention, seed=seed)
     at_least(2, classes=classes)
@@ -147,10 +147,12 @@ def uploads(
     between(2, (1 << 24) - 1, **{"samples + prefix": samples + prefix})
     one_of(("stream", "prefix"), part=part)
 
+    n = samples if part == "stream" else prefix
+    shifts = check_shifts(shifts, shift, n)
+    between(0, n, retention=retention)
+
     whole = _process(prefix + samples, classes, uploaders, float(burst), float(drift), float(exponent), seed)
     slots = np.arange(prefix, prefix + samples) if part == "stream" else np.arange(prefix)
-    n = len(slots)
-    between(0, n, retention=retention)
     early = np.arange(prefix) if part == "stream" else np.arange(0)
     origin = (2 * np.arange(retention) + 1) * n // (2 * retention) if retention else np.arange(0)
     slot = np.concatenate([slots, slots[origin], early])
@@ -167,8 +169,7 @@ def uploads(
             shift = chosen_shift(past, shifts, chunk)
         except UserError as error:
             raise UserError(f"prefix={prefix} given; set shift, or give a longer prefix: {error}") from None
-    bounds = np.append(np.arange(0, n, chunk), n)
-    steps = len(bounds) - 1
+    bounds = by_chunk(n, chunk)
     stream = Stream(
         name="uploads",
         label=label,
@@ -182,7 +183,7 @@ def uploads(
         shifts=shifts,
         shift=shift,
         heldout=(RETENTION,) if retention else (),
-        occasions=tuple(sorted({(i + 1) * steps // occasions - 1 for i in range(occasions)} - {-1})),
+        occasions=evenly(len(bounds) - 1, occasions),
         window=chosen_window(past, chunk),
     )
     return Source(stream, pixels)
