@@ -1,0 +1,192 @@
+"""Which runs may stand in one table: the same stream, the same allowance, the same rules of accounting."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from budgetcl.report.runs import Run
+
+_ORDER = ("baseline", "sampling", "distillation", "partial")  # other groups come behind these, "blind" last
+
+
+@dataclass(frozen=True)
+class Board:
+    """Runs that may be compared.
+
+    Attributes:
+        stream: the stream's name.
+        conditions: what tells this board from another one of the same stream, as "key=value"; empty where there is
+            no other.
+        runs: row name -> seed -> run.
+        notes: what a reader must know of how the rows came about.
+    """
+
+    stream: str
+    conditions: tuple[str, ...]
+    runs: Mapping[str, Mapping[int, Run]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The stream and what tells it apart."""
+        return f"{self.stream} ({', '.join(self.conditions)})" if self.conditions else self.stream
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds, ascending."""
+        return tuple(sorted({seed for runs in self.runs.values() for seed in runs}))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of its rows: baselines first, blind ones last."""
+        return tuple(self.runs)
+
+    @property
+    def baseline(self) -> str | None:
+        """The row that the others are compared to."""
+        return "naive" if "naive" in self.runs else None
+
+    @property
+    def flat(self) -> tuple[Run, ...]:
+        """All runs."""
+        return tuple(run for runs in self.runs.values() for run in runs.values())
+
+    def group(self, method: str) -> str:
+        """Return the group of a row."""
+        return next(iter(self.runs[method].values())).group
+
+
+def boards(runs: Iterable[Run]) -> list[Board]:
+    """Sort runs into boards. Runs that may not be compared are never put into one.
+
+    Two runs share a board if stream, accounting version, allowance, what becomes of its rest, reference and precision
+    are equal, and if no seed would show two streams (fingerprints).
+    """
+    runs = _unique(runs)
+    known: dict[str, Mapping[str, Any]] = {}  # equal fingerprints are one stream, however its settings are spelled
+    keys = []
+    for run in runs:
+        key = _conditions(run)
+        own = {name: value for name, value in key.items() if name.startswith("stream.")}
+        others = {name: value for name, value in key.items() if name not in own}
+        keys.append({**others, **known.setdefault(run.fingerprint, own)})
+    parts: dict[str, list[int]] = {}
+    for i, (run, key) in enumerate(zip(runs, keys)):
+        parts.setdefault(repr((run.stream, sorted(key.items(), key=str))), []).append(i)
+    split: list[tuple[list[int], dict[str, Any]]] = []
+    for members in parts.values():
+        key = keys[members[0]]
+        if _one_stream_a_seed([runs[i] for i in members]):
+            split.append((members, key))
+            continue
+        for fingerprint in dict.fromkeys(runs[i].fingerprint for i in members):
+            same = [i for i in members if runs[i].fingerprint == fingerprint]
+            split.append((same, {**key, "fingerprint": fingerprint}))
+    found = []
+    for name in dict.fromkeys(run.stream for run in runs):
+        mine = [(members, key) for members, key in split if runs[members[0]].stream == name]
+        for (members, _), said in zip(mine, differences([key for _, key in mine])):
+            found.append(_board(name, said, [runs[i] for i in members]))
+    return found
+
+
+def differences(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return for each of several flat settings the "key=value" that not all of them share."""
+    keys = sorted({key for each in settings for key in each})
+    differing = [key for key in keys if len({repr(each.get(key)) for each in settings}) > 1]
+    return [tuple(f"{key}={each.get(key)}" for key in differing) for each in settings]
+
+
+def _conditions(run: Run) -> dict[str, Any]:
+    budget = run.info.get("budget") or {}
+    chosen = {
+        key: value
+        for key, value in run.settings.items()
+        if key.split(".")[0] in ("stream", "reference") and not key.endswith(".seed")
+    }
+    return {
+        **chosen,
+        "accounting": run.info.get("accounting"),
+        "budget.updates": budget.get("updates"),
+        "budget.flops": budget.get("flops"),
+        "budget.rest": run.info.get("rest"),
+        "precision": run.info.get("precision"),
+    }
+
+
+def _one_stream_a_seed(runs: Sequence[Run]) -> bool:
+    return len({(run.seed, run.fingerprint) for run in runs}) == len({run.seed for run in runs})
+
+
+def _unique(runs: Iterable[Run]) -> list[Run]:
+    """Drop records that were found twice: the same folder below two paths, or a copy of a run."""
+    kept: dict[Any, Run] = {}
+    for run in runs:
+        kept.setdefault(run.info.get("id") or run.folder.resolve(), run)
+    return list(kept.values())
+
+
+def _board(stream: str, conditions: tuple[str, ...], runs: Sequence[Run]) -> Board:
+    names, notes = _names(runs)
+    rows: dict[str, dict[int, Run]] = {}
+    for run, name in zip(runs, names):
+        rows.setdefault(name, {})[run.seed] = run
+
+    def place(name: str) -> tuple[int, bool]:
+        group = next(iter(rows[name].values())).group
+        return (len(_ORDER) + (group == "blind") if group not in _ORDER else _ORDER.index(group)), name != "naive"
+
+    ordered = {name: dict(sorted(rows[name].items())) for name in sorted(rows, key=place)}
+    board = Board(stream, conditions, ordered, notes)
+    missing = [
+        f"{name}: {', '.join(map(str, sorted(set(board.seeds) - set(mine))))}"
+        for name, mine in ordered.items()
+        if set(mine) != set(board.seeds)
+    ]
+    if missing:
+        return replace(board, notes=(*notes, f"Seeds missing here: {'; '.join(missing)}."))
+    return board
+
+
+def _names(runs: Sequence[Run]) -> tuple[list[str], tuple[str, ...]]:
+    """Return the row of each run: its method, without overrides that all runs share, and told apart where needed."""
+    changes = [_overrides(run.method) for run in runs]
+    shared = set.intersection(*(set(each) for _, each in changes)) if changes else set()
+    names = []
+    for name, each in changes:
+        own = [override for override in each if override not in shared]
+        names.append(f"{name}({','.join(own)})" if own else name)
+    notes = [f"All rows were run with {', '.join(sorted(shared))}."] if shared else []
+    for name in dict.fromkeys(names):
+        mine = [i for i, other in enumerate(names) if other == name]
+        if len({runs[i].seed for i in mine}) == len(mine):
+            continue
+        settings = [_method_settings(runs[i]) for i in mine]
+        for i, said in zip(mine, differences(settings)):
+            names[i] = f"{name}({','.join(said)})"
+        again = Counter((names[i], runs[i].seed) for i in mine)
+        for i in [i for i in mine if again[names[i], runs[i].seed] > 1]:  # nothing in their settings tells them apart
+            names[i] = f"{names[i]} [{runs[i].info.get('id') or runs[i].folder.name}]"
+        notes.append(f"'{name}' was run more than once with a seed; its rows say what differs.")
+    return names, tuple(notes)
+
+
+def _overrides(label: str) -> tuple[str, list[str]]:
+    """Split "name(a=1,b=[2,3])" into the name and its overrides."""
+    found = re.fullmatch(r"([^(]+)\((.*)\)", label)
+    if not found:
+        return label, []
+    return found.group(1), re.split(r",(?=[^,\[\]{}]+=)(?![^\[{]*[\]}])", found.group(2))
+
+
+def _method_settings(run: Run) -> dict[str, Any]:
+    ignored = ("stream", "seed", "output", "name", "device", "tracker", "query")
+    return {
+        key: value
+        for key, value in run.settings.items()
+        if key.split(".")[0] not in ignored and not key.endswith(".seed")
+    }

@@ -1,0 +1,198 @@
+"""The tables of a report: from runs to rows of means, intervals over seeds and paired differences. Nothing is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from budgetcl.metrics.stats import Interval
+from budgetcl.report.boards import Board
+from budgetcl.report.runs import BlindGrid, Run
+from budgetcl.report.student import student_interval
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of the runs' summaries, and how it is shown.
+
+    Attributes:
+        key: its name in a summary.
+        title: its name in a table.
+        unit: "percent" (of 0..1), "flops", "flops/s", "bytes", "seconds" or "count".
+        better: +1 where more is better, -1 where less is, 0 where neither.
+    """
+
+    key: str
+    title: str
+    unit: str
+    better: int = 0
+
+
+ACCURACY = (
+    Column("average_accuracy", "average", "percent", 1),
+    Column("final_accuracy", "final", "percent", 1),
+    Column("final_new", "final, new", "percent", 1),
+    Column("final_old", "final, old", "percent", 1),
+    Column("final_pretrain", "final, pretraining", "percent", 1),
+    Column("forgetting", "forgetting", "percent", -1),
+    Column("online", "online", "percent", 1),
+    Column("near_future", "near-future", "percent", 1),
+    Column("retention", "retention", "percent", 1),
+)
+COST = (
+    Column("updates", "updates", "count"),
+    Column("utilisation", "used", "percent"),
+    Column("flops", "FLOPs", "flops"),
+    Column("predict_flops", "FLOPs a prediction", "flops"),
+    Column("bytes", "stored", "bytes"),
+    Column("seconds", "wall clock", "seconds"),
+    Column("flops_per_second", "speed", "flops/s"),
+)
+# What summary.csv begins with.
+CSV_COLUMNS = (
+    "method", "seed", "stream", "average_accuracy", "final_accuracy", "online", "near_future", "retention", "updates",
+    "flops", "utilisation", "predict_flops", "bytes",
+)  # fmt: skip
+# The blind classifiers that every time-stamped board shows; the window "chosen" is the one of the tuning prefix.
+BLIND_ROWS: tuple[tuple[str, int | str | None], ...] = (
+    ("last_label", 1),
+    ("recent_mode", "chosen"),
+    ("majority", None),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        name: the method.
+        group: baseline, sampling, distillation, partial, blind, ...
+        seeds: the seeds behind it.
+        values: column key -> mean and interval over seeds; NaN ends where there is one seed.
+        differences: column key -> this row minus the baseline, paired by seed.
+        computed: whether it was computed from the stream's labels, without a run.
+    """
+
+    name: str
+    group: str
+    seeds: tuple[int, ...]
+    values: Mapping[str, Interval]
+    differences: Mapping[str, Interval] = field(default_factory=dict)
+    computed: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of a board.
+
+    Attributes:
+        rows: the baseline first, then the others by the primary column, blind rows last.
+        accuracy: the accuracy columns that are not empty.
+        cost: the cost columns that are not empty.
+        primary: the column that rows are ordered by, or None where there is no accuracy at all.
+        baseline: the row that differences are to, or None.
+        notes: what must be said beside the table.
+    """
+
+    rows: tuple[Row, ...]
+    accuracy: tuple[Column, ...]
+    cost: tuple[Column, ...]
+    primary: Column | None
+    baseline: str | None
+    notes: tuple[str, ...]
+
+    def row(self, name: str) -> Row:
+        """Return a row by its name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def comparison(board: Board, grids: Mapping[str, BlindGrid] | None = None) -> Comparison:
+    """Return the rows of a board.
+
+    Args:
+        board: runs that may be compared.
+        grids: fingerprint -> what blind classifiers score, for the blind rows that were not run.
+    """
+    baseline = board.runs[board.baseline] if board.baseline else {}
+    rows = [_row(name, board.group(name), runs, baseline) for name, runs in board.runs.items()]
+    rows += _blind_rows(board, grids or {}, baseline)
+
+    def filled(columns: Sequence[Column]) -> tuple[Column, ...]:
+        return tuple(column for column in columns if any(column.key in row.values for row in rows))
+
+    accuracy = filled(ACCURACY)
+    keys = {column.key: column for column in accuracy}
+    primary = keys.get("near_future") or keys.get("average_accuracy") or (accuracy[0] if accuracy else None)
+
+    def place(row: Row) -> tuple[bool, bool, float]:
+        value = row.values.get(primary.key) if primary else None
+        return row.group == "blind", row.name != board.baseline, -value.estimate if value else math.inf
+
+    notes = list(board.notes)
+    if len(board.seeds) == 1:
+        notes.append(f"One seed ({board.seeds[0]}): there is no interval and nothing is tested.")
+    if board.baseline is None:
+        notes.append("There is no naive run here, so no differences to it are shown.")
+    if any(row.computed for row in rows):
+        notes.append("Blind rows marked * were not run: they are computed from the stream's labels on the same clock.")
+    return Comparison(tuple(sorted(rows, key=place)), accuracy, filled(COST), primary, board.baseline, tuple(notes))
+
+
+def _row(name: str, group: str, runs: Mapping[int, Run], baseline: Mapping[int, Run]) -> Row:
+    values, differences = {}, {}
+    for column in (*ACCURACY, *COST):
+        numbers = {seed: run.number(column.key) for seed, run in runs.items()}
+        numbers = {seed: number for seed, number in numbers.items() if math.isfinite(number)}
+        if not numbers:
+            continue
+        values[column.key] = student_interval(list(numbers.values()))
+        base = {seed: baseline[seed].number(column.key) for seed in numbers if seed in baseline}
+        paired = [numbers[seed] - number for seed, number in base.items() if math.isfinite(number)]
+        if paired and runs is not baseline and column.better:
+            differences[column.key] = student_interval(paired)
+    return Row(name, group, tuple(runs), values, differences)
+
+
+def _blind_rows(board: Board, grids: Mapping[str, BlindGrid], baseline: Mapping[int, Run]) -> list[Row]:
+    """Return the blind rows that were not run, from the grid of each seed's stream."""
+    run_of = {run.seed: run for run in board.flat}
+    if not any(run.fingerprint in grids for run in run_of.values()):
+        return []
+    rows = []
+    for name, wanted in BLIND_ROWS:
+        if any(method.split("(")[0] == name for method in board.methods):
+            continue
+        numbers: dict[str, dict[int, float]] = {"online": {}, "near_future": {}}
+        for seed, run in sorted(run_of.items()):
+            grid = grids.get(run.fingerprint)
+            window = grid.chosen if grid and wanted == "chosen" else wanted
+            if grid is None or (wanted == "chosen" and window is None) or isinstance(window, str):
+                continue
+            for key, shift in (("online", 0), ("near_future", run.info.get("shift"))):
+                if shift in grid.shifts and window in grid.windows:
+                    numbers[key][seed] = grid.at(window, int(shift))
+        values = {key: student_interval(list(each.values())) for key, each in numbers.items() if each}
+        differences = {
+            key: student_interval([value - baseline[seed].number(key) for seed, value in each.items()])
+            for key, each in numbers.items()
+            if each and all(seed in baseline and math.isfinite(baseline[seed].number(key)) for seed in each)
+        }
+        if values:
+            rows.append(Row(name, "blind", tuple(run_of), values, differences, computed=True))
+    return rows
+
+
+def summary_rows(boards: Sequence[Board]) -> tuple[list[str], list[list[Any]]]:
+    """Return the header and one raw row per run for ``summary.csv``."""
+    runs = [run for board in boards for run in board.flat]
+    further = sorted({key for run in runs for key in run.summary} - set(CSV_COLUMNS))
+    header = [*CSV_COLUMNS, *further, "fingerprint", "run"]
+    rows = []
+    for run in runs:
+        own = {"method": run.method, "seed": run.seed, "stream": run.stream, **run.summary}
+        cells = [own.get(key) for key in (*CSV_COLUMNS, *further)]
+        rows.append([*("" if cell is None else cell for cell in cells), run.fingerprint, run.info.get("id", "")])
+    return header, rows
