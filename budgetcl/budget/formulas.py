@@ -9,7 +9,7 @@ that one kernel does and another does not. An item of a bill holds exactly what 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import floor, log, prod
 from typing import Any
@@ -68,7 +68,7 @@ def broadcast(a: Shape, b: Shape, *, out: Shape) -> int:
 def trilinear(
     a: Shape, b: Shape, c: Shape, *, expand1: Sequence[int], expand2: Sequence[int], expand3: Sequence[int]
 ) -> int:
-    """The product of three tensors, each with new dimensions of size 1, summed: 3 per element of the broadcast product."""
+    """A product of three tensors, broadcast over new dimensions, then summed: 3 per element of the product."""
     shapes = []
     for shape, new in ((a, expand1), (b, expand2), (c, expand3)):
         full = list(shape)
@@ -154,7 +154,7 @@ def pairwise_distances(a: Shape, *, out: Shape) -> int:
     return prod(out) * (2 * a[-1] + 3)
 
 
-# --- linear algebra, counts of Golub & Van Loan, Matrix Computations ----------------------------------------------------
+# --- linear algebra, counts of Golub & Van Loan, Matrix Computations --------------------------------------------------
 
 
 def cholesky(n: int) -> int:
@@ -219,7 +219,7 @@ def _right_hand(a: Shape, b: Shape) -> int:
     return prod(b) if len(b) >= len(a) else prod(a[:-2]) * prod(b[-2:] if len(b) > 1 and len(a) > 2 else b)
 
 
-# --- work torch does not see (n samples, d features) --------------------------------------------------------------------
+# --- work torch does not see (n samples, d features) ------------------------------------------------------------------
 
 
 def kmeans(n: int, clusters: int, d: int, iterations: int) -> int:
@@ -320,7 +320,7 @@ def _list(namespace: str, formula: Formula, names: str) -> None:
         FORMULAS[f"{namespace}::{name}"] = formula
 
 
-_list("aten", matmul, "mm bmm matmul mv dot vdot inner _int_mm _scaled_mm _grouped_mm")
+_list("aten", matmul, "mm bmm mv dot vdot _int_mm _scaled_mm")
 _list("aten", added_matmul, "addmm addmv addbmm baddbmm _addmm_activation")
 _list("aten", linear, "linear mkldnn_linear")
 _list("aten", linear_backward, "linear_backward")
@@ -420,6 +420,19 @@ def recompute(item: Mapping[str, Any]) -> int:
     return FORMULAS[operator](*item["shapes"], **item["attributes"])
 
 
-def total(items: Iterable[Mapping[str, Any]]) -> int:
-    """Return the FLOPs of a bill: of each item, one execution x times."""
-    return sum(item["times"] * recompute(item) for item in items)
+def reprice(prices: Mapping[str, Mapping[str, Any]], price_id: str) -> int:
+    """Return the FLOPs of a price, recomputed from its items, with integers alone.
+
+    Args:
+        prices: the content of prices.json: price id -> price. A price may include a part that it has in common with
+            others, which is an entry of its own.
+        price_id: which one.
+
+    Raises:
+        UserError: no such price, or an operator without a formula.
+    """
+    if price_id not in prices:
+        raise UserError(f"no price '{price_id}'; {nearest(price_id, prices)}")
+    price = prices[price_id]
+    own = sum(item["times"] * recompute(item) for item in price["items"])
+    return own + (reprice(prices, price["includes"]) if price.get("includes") else 0)

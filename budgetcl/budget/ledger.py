@@ -135,7 +135,8 @@ class Ledger:
         """
         charges = tuple(charges)
         self._must_be_open()
-        need, draws = 0, None
+        need = 0
+        draws: dict[str, int] | None = None
         for category, flops, _ in charges:
             if type(flops) is not int or flops < 0 or category not in _KNOWN:
                 self.charge(_checked(charges))
@@ -410,5 +411,6 @@ def _checked(charges: Iterable[tuple[str, int, str]]) -> tuple[tuple[str, int, s
     checked = []
     for category, flops, price_id in charges:
         one_of(CATEGORIES, category=category)
-        checked.append((category, *_integers(flops=flops), price_id))
+        (whole,) = _integers(flops=flops)
+        checked.append((category, whole, price_id))
     return tuple(checked)
