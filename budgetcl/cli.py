@@ -45,11 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(given: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="budgetcl", description="Continual learning under an enforced compute budget.")
+    parser = argparse.ArgumentParser(
+        prog="budgetcl", description="Continual learning under an enforced compute budget."
+    )
     parser.add_argument("--version", action="version", version=f"budgetcl {budgetcl.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     commands.add_parser("run", help="run an experiment (hydra overrides; -m for several)", add_help=False)
-    commands.add_parser("price", help="what methods would cost and how often they may update; trains nothing", add_help=False)
+    commands.add_parser(
+        "price", help="what methods would cost and how often they may update; trains nothing", add_help=False
+    )
     listing = commands.add_parser("list", help="list methods, streams, samplers, ...")
     listing.add_argument("group", nargs="?", help="methods, streams, samplers, objectives, ...; without: the groups")
     listing.add_argument("--config-dir", help="a folder with your own configuration")
@@ -88,35 +92,47 @@ def _dispatch(given: list[str]) -> int:
 # --- run --------------------------------------------------------------------------------------------------------
 
 
-def _run(overrides: list[str]) -> int:
+def _run(arguments: list[str]) -> int:
+    from budgetcl.assemble import compose
+    from budgetcl.run import execute
+
+    with _one_line_errors():
+        if any(argument.startswith("-") and argument not in ("--config-dir", "-cd") for argument in arguments):
+            _hydra(arguments)
+        else:
+            overrides = [a for a, before in zip(arguments, ["", *arguments]) if not before.startswith("-") and a[0] != "-"]
+            execute(compose(arguments), overrides, several=False)
+    return 0
+
+
+def _hydra(arguments: list[str]) -> None:
+    """Hand over to hydra: several runs (-m), or its own flags (--cfg job, --info, ...)."""
     import hydra
 
     from budgetcl.assemble import conf_folder
 
     # Without this hydra prints a shortened traceback and exits by itself; here every error becomes one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["budgetcl", *overrides]
-    with _one_line_errors(overrides):
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="run")(_task)()
-    return 0
+    sys.argv = ["budgetcl", *arguments]
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="run")(_one_of_several)()
 
 
-def _task(cfg: DictConfig) -> None:
-    """Run one configuration."""
+def _one_of_several(cfg: DictConfig) -> None:
+    """Run one configuration of a sweep; a failure is said where it happens and does not stop the others."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     from budgetcl.run import execute
 
-    hydra_config = HydraConfig.get()
-    execute(cfg, list(hydra_config.overrides.task), several=hydra_config.mode == RunMode.MULTIRUN)
+    overrides = list(HydraConfig.get().overrides.task)
+    try:
+        execute(cfg, overrides, several=True)
+    except (UserError, OSError) as error:
+        print(f"budgetcl: {' '.join(overrides)}: {error}", file=sys.stderr, flush=True)
+        raise UserError("a run of the sweep failed; what it said stands above") from None
 
 
-class _one_line_errors:  # noqa: N801 - a context manager, used like a function
+class _one_line_errors:
     """Turn hydra's and omegaconf's complaints into one line that names what is nearest."""
-
-    def __init__(self, overrides: Sequence[str]) -> None:
-        self.overrides = overrides
 
     def __enter__(self) -> None:
         pass
@@ -154,7 +170,7 @@ def _said(error: BaseException) -> str:
 def _price(overrides: list[str]) -> int:
     from budgetcl.dry_run import price
 
-    with _one_line_errors(overrides):
+    with _one_line_errors():
         price(overrides)
     return 0
 

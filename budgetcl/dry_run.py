@@ -96,13 +96,27 @@ def price(overrides: Sequence[str]) -> None:
     estimates = [estimate(cfg, cfg.method.name) for cfg in _configurations(overrides)]
     table = Table(title="What it would cost (nothing is trained)", title_justify="left")
     table.add_column("method")
-    for name in ("update", "teacher", "score/img", "predict/img", "updates/step", "used", "total", "time", "memory", "disk"):
+    for name in (
+        "update",
+        "teacher",
+        "score/img",
+        "predict/img",
+        "updates/step",
+        "used",
+        "total",
+        "time",
+        "memory",
+        "disk",
+    ):
         table.add_column(name, justify="right")
     for e in estimates:
         low, high = e.updates
         table.add_row(
             e.method,
-            *(_flops(e.prices[name]) if name in e.prices else "-" for name in ("update", "teacher", "score", "predict")),
+            *(
+                _flops(e.prices[name]) if name in e.prices else "-"
+                for name in ("update", "teacher", "score", "predict")
+            ),
             str(low) if low == high else f"{low}-{high}",
             f"{e.utilisation:.1%}",
             _flops(e.total),
@@ -151,7 +165,12 @@ def estimate(cfg: DictConfig, method: str) -> Estimate:
         method=method,
         prices={
             name: per_image[category] * (batch if category in ("train", "teacher") else 1)
-            for name, category in (("update", "train"), ("teacher", "teacher"), ("score", "score"), ("predict", "predict"))
+            for name, category in (
+                ("update", "train"),
+                ("teacher", "teacher"),
+                ("score", "score"),
+                ("predict", "predict"),
+            )
             if category in per_image
         },
         updates=(min(tally.steps["updates"]), max(tally.steps["updates"])),

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from budgetcl.assemble import build, make_parts, method_label, plain, run_id
 from budgetcl.loop import Progress, run
 from budgetcl.records.record import Record, Results
+from budgetcl.streams.batch import Source
 
 
 def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> Results:
@@ -51,6 +53,7 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> Results
         narrator(progress)
         tracker.step(progress.step, {"accuracy": progress.accuracy, "utilisation": progress.utilisation})
 
+    _pictures(parts.source, folder / "pictures.png")
     results = run(parts.source, parts.learner, parts.compute, record, cfg.seed, narrate, cfg.query)
     summary: dict[str, Any] = {"method": method, "seed": cfg.seed, "stream": stream.name}
     for metric in metrics.values():
@@ -62,7 +65,7 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> Results
 
 
 class _Narrator:
-    """A live line per time step in a terminal, at most ten plain lines elsewhere, one line at the end of one of many."""
+    """A live line per time step in a terminal, at most ten plain ones elsewhere, one at the end of one of many runs."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet, self._live = quiet, sys.stdout.isatty() and not quiet
@@ -89,6 +92,16 @@ class _Narrator:
         print(f"{summary['method']} · {summary['stream']} · seed {summary['seed']}: {numbers}", flush=True)
         if not self._quiet:
             print(f"record: {folder}\nfor tables and plots: budgetcl report {folder}")
+
+
+def _pictures(source: Source, path: Path, count: int = 12) -> None:
+    """Write some of the stream's images, evenly spaced in its order, as one strip."""
+    from PIL import Image
+
+    rows = np.linspace(0, source.stream.samples - 1, count).astype(np.int64)
+    images = source.pixels(rows).permute(0, 2, 3, 1).numpy()
+    strip = np.concatenate(list(np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)), axis=1)
+    Image.fromarray(strip.repeat(3, -1) if strip.shape[-1] == 1 else strip).save(path)
 
 
 def _finite(value: Any) -> Any:

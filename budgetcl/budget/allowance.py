@@ -87,7 +87,8 @@ class Budget:
     ) -> None:
         if (updates is None) == (flops is None):
             raise UserError(
-                f"budget.updates={updates} and budget.flops={flops} given; exactly one is expected: set the other to null"
+                f"budget.updates={updates} and budget.flops={flops} given; "
+                "exactly one is expected: set the other to null"
             )
         if flops is not None:
             at_least(1, **{"budget.flops": flops})

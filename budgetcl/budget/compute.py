@@ -230,10 +230,10 @@ class Compute:
         if self._free is None:
             self.ledger.charge(charges)
         else:
-            flops = sum(flops for _, flops, _ in charges)
-            free = min(flops, self._free)
-            self.ledger.predicted(self._step, flops, free)
-            self._free -= free
+            for _, flops, price in charges:  # whatever a prediction does is metered as one thing: predicting
+                free = min(flops, self._free)
+                self.ledger.predicted(self._step, flops, free, price)
+                self._free -= free
         if self._counter is not None and self.audit is not None:
             self.audit.charged += network
 

@@ -106,9 +106,7 @@ class GradientLearner:
         for group, peak in zip(self.optimiser.param_groups, self._peak):
             group["lr"] = peak * factor
         teacher = self.teacher if self._objective.teacher else None
-        place.compute.update(
-            self._objective, self.network, batch, self.optimiser, teacher=teacher, clip=self._clip
-        )
+        place.compute.update(self._objective, self.network, batch, self.optimiser, teacher=teacher, clip=self._clip)
         place.memory.used(rows, place.step)
 
     def _take_in(self, step: TimeStep, revealed: Revealed, compute: Compute) -> None:
@@ -138,7 +136,10 @@ class GradientLearner:
         """Let the optimiser follow parameters that were replaced; their momentum goes on, new rows start at zero."""
         trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         if self.optimiser is None:
-            self.optimiser = self._make_optimiser(trainable.values())
+            try:
+                self.optimiser = self._make_optimiser(trainable.values())
+            except (TypeError, ValueError) as error:
+                raise UserError(f"the optimiser refuses its settings: {error}; see optimiser.*") from error
             self._peak = [group["lr"] for group in self.optimiser.param_groups]
             return
         for name, new in trainable.items():
@@ -191,7 +192,7 @@ class GradientLearner:
             self.optimiser.load_state_dict(state["optimiser"])
 
     def nbytes(self) -> Mapping[str, int]:
-        """Return the bytes of samples within the sampler's reach, of the memory's columns, and of the weights' copies."""
+        """Return the bytes of samples in the sampler's reach, of the memory's columns, and of weights and their copies."""
         optimiser = self.optimiser.state.values() if self.optimiser is not None else ()
         return {
             "samples": self._sampler.reach() * self._image_bytes,

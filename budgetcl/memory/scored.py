@@ -31,7 +31,9 @@ class MaxLoss:
         self._place = place
         n = min(int(self.spend * place.compute.ledger.remaining / place.price()), len(place.memory))
         if n < 1:
-            raise UserError(f"spend={self.spend:g} of this step's allowance does not pay for scoring one image: raise it")
+            raise UserError(
+                f"spend={self.spend:g} of this step's allowance does not pay for scoring one image: raise it"
+            )
         candidates = place.random("candidates").choice(len(place.memory), n, replace=False, shuffle=False)
         losses = []
         for rows, outputs in place.forward(candidates, "score"):

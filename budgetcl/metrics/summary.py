@@ -152,7 +152,7 @@ class AheadAccuracy:
 
 
 class Retention:
-    """Accuracy on fresh pictures of the whole past, at the last occasion (information retention, EvalOCL, ICCV 2023)."""
+    """Accuracy on fresh pictures of the whole past, at the last occasion (EvalOCL, ICCV 2023)."""
 
     def __call__(self, run: Run) -> Mapping[str, float]:
         """Return ``retention``; NaN where the stream has no such pictures."""
@@ -178,7 +178,7 @@ class Spending:
         seconds = float(steps["learning_seconds"].sum())
         return {
             "updates": int(steps["updates"].sum()),
-            "flops": learning + int(steps["predict_charged"].sum()),
+            "flops": learning + int(steps["paid"].sum()),
             "utilisation": float(steps["spent"].sum() / max(1, steps["allowance"].sum())),
             "predict_flops": float(ledger["flops"][predict].sum() / len(run.predictions["index"])),
             "bytes": int(steps["stored"].max()),

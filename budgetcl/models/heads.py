@@ -36,7 +36,9 @@ class LinearHead(nn.Module):
         super().__init__()
         between(0, 1e3, **{"head.scale": scale})
         if weight is not None and weight.shape[1] != feature_dim:
-            raise UserError(f"the head's weights have {weight.shape[1]} columns; the backbone has {feature_dim} features")
+            raise UserError(
+                f"the head's weights have {weight.shape[1]} columns; the backbone has {feature_dim} features"
+            )
         self.scale = scale
         self._known = (weight, bias) if pretrained and weight is not None and bias is not None else None
         self.weight = nn.Parameter(torch.empty(0, feature_dim))
@@ -53,6 +55,7 @@ class LinearHead(nn.Module):
         return len(self._known[0]) if self._known is not None else 0
 
     def forward(self, features: Tensor) -> Tensor:
+        """(n, d) -> (n, classes)."""
         return nn.functional.linear(features, self.weight, self.bias)
 
     def grow(self, classes: int, generator: np.random.Generator) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from budgetcl.errors import one_of
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,16 @@ class Network(nn.Module):
 
     def __init__(self, backbone: nn.Module, head: nn.Module, batch_norm: str = "live") -> None:
         super().__init__()
+        one_of(("live", "frozen"), batch_norm=batch_norm)
         self.backbone, self.head, self.batch_norm = backbone, head, batch_norm
         mean, std = (torch.as_tensor(getattr(backbone, name), dtype=torch.float32) for name in ("mean", "std"))
         self.register_buffer("scale", (1 / (255 * std)).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("offset", (-mean / std).view(1, -1, 1, 1), persistent=False)
-        self._structure: str | None = None
+        self._skeleton: str | None = None
+        self._frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> Outputs:
+        """(n, channels, height, width) uint8 -> outputs."""
         features = self.backbone(x.float().mul(self.scale).add(self.offset))
         return Outputs(self.head(features), features)
 
@@ -49,32 +56,45 @@ class Network(nn.Module):
         """Set the mode. Modules without a trainable parameter, and BatchNorm where it is frozen, stay in eval mode."""
         super().train(mode)
         if mode:
-            for module in self.modules():
-                parameters = list(module.parameters())
-                if parameters and not any(p.requires_grad for p in parameters):
-                    nn.Module.train(module, False)
-                elif self.batch_norm == "frozen" and isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    nn.Module.train(module, False)
+            for module in self._frozen:
+                module.training = False
         return self
 
-    def grow(self, classes: int, generator) -> None:  # noqa: ANN001
+    def grow(self, classes: int, generator) -> None:
         """Grow the head to this many classes."""
         self.head.grow(classes, generator)
-        self._structure = None
 
     def set_trainable(self, modules: Iterable[nn.Module]) -> None:
         """Make the parameters of these modules trainable and all the others frozen."""
         self.requires_grad_(False)
         for module in modules:
             module.requires_grad_(True)
-        self._structure = None
+        self._skeleton = None
+        self._frozen = [module for module in self.modules() if self._stays_in_eval(module)]
         self.train(self.training)
+
+    def _stays_in_eval(self, module: nn.Module) -> bool:
+        if self.batch_norm == "frozen" and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return True
+        parameters = list(module.parameters())
+        return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+    @property
+    def skeleton(self) -> str:
+        """A hash of what decides a price, all but the head's number of rows: modules, parameters, trainable bits."""
+        if self._skeleton is None:
+            self._skeleton = structure_of(self, self.head)
+        return self._skeleton
 
     @property
     def structure(self) -> str:
-        """A hash of what decides a price: modules, parameter shapes and trainable bits. Kept until it changes."""
-        if self._structure is None:
-            shapes = [(name, tuple(p.shape), p.requires_grad) for name, p in self.named_parameters()]
-            text = f"{self!r}{shapes}{self.batch_norm}"
-            self._structure = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return self._structure
+        """The skeleton and the head's number of rows. Kept until it changes."""
+        return f"{self.skeleton}-{self.head.classes}"
+
+
+def structure_of(module: nn.Module, head: nn.Module | None = None) -> str:
+    """Return a hash of a module's parts, parameter shapes and trainable bits; of a growing head without its rows."""
+    rows = {id(p) for p in head.parameters() if p.ndim and len(p) == head.classes} if head is not None else set()
+    shapes = [(name, tuple(p.shape)[id(p) in rows :], p.requires_grad) for name, p in module.named_parameters()]
+    text = re.sub(r" at 0x[0-9a-f]+", "", f"{module!r}{shapes}{getattr(module, 'batch_norm', '')}")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -218,7 +218,8 @@ def read(folder: Path) -> Results:
         raise UserError(f"'{folder / 'run.json'}' cannot be read ({error}): run it again") from error
     if info.get("schema", 0) > SCHEMA_VERSION:
         raise UserError(
-            f"'{folder}' was written with schema {info['schema']}; this version reads up to {SCHEMA_VERSION}: update budgetcl"
+            f"'{folder}' was written with schema {info['schema']}; this version reads up to {SCHEMA_VERSION}: "
+            "update budgetcl"
         )
     return Results(folder, info)
 

@@ -92,9 +92,7 @@ class Revealed:
             Unrevealed: one of its samples was not revealed yet.
         """
         y = self.labels(indices)
-        return Batch(
-            self._pixels(indices, augment), torch.from_numpy(y), indices, torch.from_numpy(self._new[indices])
-        )
+        return Batch(self._pixels(indices, augment), torch.from_numpy(y), indices, torch.from_numpy(self._new[indices]))
 
     def codes(self, classes: IntArray) -> IntArray:
         """Return the stream's label codes of classes numbered in the order of reveal; -1 stays -1 (no answer)."""
@@ -103,4 +101,6 @@ class Revealed:
     def _check(self, indices: IntArray) -> None:
         known = self._known[indices]
         if not known.all():
-            raise Unrevealed(f"sample {indices[np.argmin(known)]} is not revealed yet: learn only from what was revealed")
+            raise Unrevealed(
+                f"sample {indices[np.argmin(known)]} is not revealed yet: learn only from what was revealed"
+            )
