@@ -119,7 +119,7 @@ def views(images: NDArray[np.uint8], sample: IntArray, key: int, hardness: float
     turn, shear, wide, tall = (within(4096 * amplitude * hardness) for amplitude in (0.16, 0.15, 0.12, 0.12))
     place = 2 * np.arange(SIDE, dtype=np.int32) - (SIDE - 1)
     across, down = place[None, None, :], place[None, :, None]
-    middle = round(24.0 * 4096)
+    middle = 25 * 4096  # the pooled atlas has a border of one pixel and a half
     x = middle + within(4096 * 3.6 * hardness) + (4096 + wide) * across + (turn + shear) * down
     y = middle + within(4096 * 3.6 * hardness) + (4096 + tall) * down - turn * across
     ink = _sampled(images, x, y)
