@@ -49,22 +49,24 @@ def bootstrap_interval(
 ) -> Interval:
     """Return the mean of values over seeds and time steps, with a bootstrap interval.
 
-    Time steps are drawn as circular blocks, which keeps their correlation, within each seed; seeds are drawn with
-    replacement. Drawing plainly on both levels counts the variation within seeds twice, and that between few seeds too
-    low; so the seeds' deviations are scaled to their unbiased variance component (Davison and Hinkley 1997, section
-    3.8) and the interval is widened by Student's t to Satterthwaite's degrees of freedom.
+    Within a seed, time steps are drawn as circular blocks, which keeps their correlation (what blocks cut off at their
+    ends is put back: "lugsail", Vats and Flegal 2022). Between seeds, drawing plainly would count the variation of the
+    steps twice and that of few seeds too low; so the seeds' own variance component is estimated and drawn from a normal
+    (the nested bootstrap of Davison and Hinkley 1997, section 3.8), and the interval is widened by Student's t with as
+    many degrees of freedom as the larger source of variation has: seeds - 1 wherever the seeds vary more than their
+    steps explain.
 
     Args:
         values: (steps,) or (seeds, steps), e.g. the accuracy of each block of a stream.
         level: how often the interval shall hold the truth.
-        block: how many steps are drawn together; None: steps ** (1/3), rounded up.
+        block: how many steps are drawn together; None: 2 * steps ** (1/3), at most half of them.
         shared_steps: whether all seeds saw the same samples in the same steps (a fixed stream); then a draw takes the
             same steps for all of them. False: each seed has its own stream.
         resamples: how many bootstrap samples.
         seed: of the draws.
 
     Raises:
-        UserError: fewer than two steps and seeds, NaN, a level outside (0, 1), a block longer than the steps.
+        UserError: fewer than two steps and seeds, NaN, a level outside (0, 1), a block longer than half of the steps.
 
     Examples:
         >>> interval = bootstrap_interval([[0.50, 0.52, 0.48, 0.50], [0.60, 0.61, 0.59, 0.60]])
@@ -97,7 +99,7 @@ def paired_difference(
         first: (steps,) or (seeds, steps).
         second: the same shape: the same seeds, the same steps.
         level: how often the interval shall hold the truth.
-        block: how many steps are drawn together; None: steps ** (1/3), rounded up.
+        block: how many steps are drawn together; None: 2 * steps ** (1/3), at most half of them.
         shared_steps: as in :func:`bootstrap_interval`.
         resamples: how many bootstrap samples; the p-value cannot be below 1 / (resamples + 1).
         seed: of the draws.
@@ -260,45 +262,51 @@ def _deviations(
         raise UserError(f"level={level!r} given; a number between 0 and 1 is expected")
     if seeds < 2 and steps < 2:
         raise UserError("one value given; an interval needs at least two time steps or two seeds")
-    block = max(1, round(np.ceil(steps ** (1 / 3) - 1e-9))) if block is None else block
-    if not 1 <= block <= steps:
-        raise UserError(f"block={block} given; a length from 1 to the {steps} steps is expected")
+    longest = max(1, steps // 2)
+    block = min(longest, int(np.ceil(2 * steps ** (1 / 3)))) if block is None else block
+    if not 1 <= block <= longest:
+        raise UserError(f"block={block} given; a length from 1 to half of the {steps} steps is expected")
     rng = generator(seed, "bootstrap")
 
-    # Within seeds: means of circular blocks, drawn until the steps are full; short series get their variance back.
+    # Within seeds: means of circular blocks, drawn until the steps are full. Blocks cut the steps' correlation at their
+    # ends; what half as long blocks miss says how much (Vats and Flegal 2022, "lugsail"). Few blocks vary too little.
     blocks = -(-steps // block)
     means = table.mean(axis=1, keepdims=True)
-    doubled = np.concatenate([table, table[:, : block - 1]], axis=1) - means
-    sums = np.cumsum(np.pad(doubled, ((0, 0), (1, 0))), axis=1)
-    of_block = (sums[:, block:] - sums[:, :-block]) / block  # (seeds, steps): the block that starts at each step
-    inflation = np.sqrt(blocks / (blocks - 1)) if blocks > 1 else 0.0
-    variance_within = float((of_block.var(axis=1) / blocks).mean()) * inflation**2
-    freedom_within = max(1, blocks - 1)
+    of_block = _block_means(table - means, block)
+    signal = (table - means).mean(axis=0, keepdims=True) if shared else table - means
+    together = _block_means(signal, block)
     if shared:
-        of_block = of_block.mean(axis=0, keepdims=True)
-        variance_shared = float(of_block.var() / blocks) * inflation**2
-        starts = rng.integers(steps, size=(resamples, blocks))
-        within = of_block[0][starts].mean(axis=1)
+        within = together[0][rng.integers(steps, size=(resamples, blocks))].mean(axis=1)
     else:
-        variance_shared = variance_within / seeds
-        freedom_within *= seeds
         within = np.zeros(resamples)
         for row in of_block:
             within += row[rng.integers(steps, size=(resamples, blocks))].mean(axis=1) / seeds
+    inflation = np.sqrt(blocks / (blocks - 1)) if blocks > 1 else 0.0
+    if block > 1 and together.any():
+        long = block * together.var(axis=1).mean()
+        short = block // 2 * _block_means(signal, block // 2).var(axis=1).mean()
+        inflation *= np.sqrt(1 + max(0.0, 1 - short / long) * (block // 2) / (block - block // 2))
     within *= inflation
+    of_step = float(of_block.var(axis=1).mean() / blocks) * inflation**2  # variance of one seed's mean
+    of_mean = float(together.var(axis=1).mean() / blocks) * inflation**2 / len(together)
+    freedom_within = max(1, blocks - 1) * len(together)
     if seeds < 2:
         return within, freedom_within
 
-    # Between seeds: what their means vary more than the steps explain.
+    # Between seeds: what their means vary more than the steps explain. So few numbers cannot show a shape: normal, and
+    # as uncertain as a variance of so few is.
     spread = float(means.var(ddof=1))
-    explained = variance_within if not shared else max(0.0, variance_within - variance_shared)
-    between = max(0.0, spread - explained)
-    drawn = (means[:, 0] - means.mean())[rng.integers(seeds, size=(resamples, seeds))].mean(axis=1)
-    scale = np.sqrt(between / spread * seeds / (seeds - 1)) if spread > 0 else 0.0
-    total = between / seeds + variance_shared
-    lost = (between / seeds) ** 2 / (seeds - 1) + variance_shared**2 / freedom_within
-    freedom = total**2 / lost if lost > 0 else np.inf
-    return within + drawn * scale, float(freedom)
+    between = spread - (of_step - of_mean if shared else of_step)
+    if between <= 0:
+        return within, freedom_within
+    return within + rng.normal(size=resamples) * np.sqrt(between / seeds), seeds - 1
+
+
+def _block_means(centred: NDArray[np.float64], block: int) -> NDArray[np.float64]:
+    """Return (seeds, steps): the mean of the circular block that starts at each step."""
+    around = np.concatenate([centred, centred[:, : block - 1]], axis=1)
+    sums = np.cumsum(np.pad(around, ((0, 0), (1, 0))), axis=1)
+    return (sums[:, block:] - sums[:, :-block]) / block
 
 
 def _widening(level: float, freedom: float) -> float:
