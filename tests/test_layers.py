@@ -10,7 +10,18 @@ import pytest
 import budgetcl
 
 PACKAGE = Path(budgetcl.__file__).parent
-HEAVY = {"hydra", "omegaconf", "wandb", "pandas", "pyarrow", "torchvision", "torchmetrics", "matplotlib", "numba", "rich"}
+HEAVY = {
+    "hydra",
+    "omegaconf",
+    "wandb",
+    "pandas",
+    "pyarrow",
+    "torchvision",
+    "torchmetrics",
+    "matplotlib",
+    "numba",
+    "rich",
+}
 
 # The first matching prefix decides; a module may import modules of its own layer and of lower ones.
 LAYERS = [
@@ -64,7 +75,9 @@ def test_reports_know_nothing_of_learners_and_records_only_of_the_lowest_layer()
     for module, path in ALL.items():
         used = {name for name in imports(path) if name in ALL}
         if module.startswith("budgetcl.report"):
-            assert not {u for u in used if u.startswith(("budgetcl.learners", "budgetcl.loop", "budgetcl.models"))}, module
+            assert not {u for u in used if u.startswith(("budgetcl.learners", "budgetcl.loop", "budgetcl.models"))}, (
+                module
+            )
             assert "torchvision" not in {name.split(".")[0] for name in imports(path)}, module
         if module.startswith("budgetcl.records"):
             assert all(layer(u) <= 0 or u.startswith("budgetcl.records") for u in used), module

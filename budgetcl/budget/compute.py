@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from budgetcl.budget.allowance import Budget, Reference
 from budgetcl.budget.counter import CountFlops
 from budgetcl.budget.ledger import Exhausted, Ledger
-from budgetcl.budget.prices import Price, Prices
+from budgetcl.budget.prices import Prices
 from budgetcl.errors import one_of
 from budgetcl.models.network import Network, Outputs
 from budgetcl.objectives.objective import Objective
@@ -91,7 +91,8 @@ class Compute:
         """
         x = x.to(self.device, non_blocking=True)
         network.eval()
-        price = self.prices.forward(network, x)
+        with self._unwatched():
+            price = self.prices.forward(network, x)
         self._charge(((category, price.total, price.id),), price.network)
         return self._run(network, x)
 
@@ -105,7 +106,8 @@ class Compute:
         """
         batch = batch.to(self.device)
         network.eval()
-        price = self.prices.gradient(objective, network, batch)
+        with self._unwatched():
+            price = self.prices.gradient(objective, network, batch)
         self._charge(((category, price.total, price.id),), price.network)
         trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
         with self._autocast():
@@ -180,9 +182,7 @@ class Compute:
         self._charge(((category, flops, "work"),), 0)
         if function is None:
             return None
-        if self._counter is None:
-            return function()
-        with self._counter.excluded():
+        with self._unwatched():
             return function()
 
     def reserve(self, category: str, flops: int) -> None:
@@ -195,15 +195,20 @@ class Compute:
     def step(self, step: TimeStep) -> Iterator[None]:
         """Open the allowance of a step, and close it."""
         self._step = step.number
-        allowance = self.budget.allowance(self.reference, step.classes)
-        self.ledger.open(step.number, allowance, carry_cap=self.reference.update(step.classes))
+        with self._unwatched():
+            allowance, update = (
+                self.budget.allowance(self.reference, step.classes),
+                self.reference.update(step.classes),
+            )
+        self.ledger.open(step.number, allowance, carry_cap=update)
         yield
         self.ledger.close()
 
     @contextmanager
     def predicting(self, step: int, rows: int, classes: int) -> Iterator[None]:
         """Meter a prediction: each row is free up to one reference forward, what exceeds it is the next step's debt."""
-        self._step, self._free = step, rows * self.reference.forward(classes)
+        with self._unwatched():
+            self._step, self._free = step, rows * self.reference.forward(classes)
         try:
             yield
         finally:
@@ -226,6 +231,10 @@ class Compute:
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
+    def _unwatched(self) -> AbstractContextManager[object]:
+        """Pricing runs networks on shapes; that is no work of the learner's."""
+        return self._counter.excluded() if self._counter is not None else nullcontext()
+
     def _charge(self, charges: tuple[tuple[str, int, str], ...], network: int) -> None:
         if self._free is None:
             self.ledger.charge(charges)
@@ -246,13 +255,14 @@ class Compute:
         teacher: Network | None,
         category: str,
     ) -> tuple[tuple[tuple[str, int, str], ...], int]:
-        if teacher is None:
-            price = self.prices.update(objective, network, batch, optimiser)
-            return ((category, price.total, price.id),), price.network
-        # Only the shape of the teacher's logits matters to the price of the update.
-        logits = torch.empty(len(batch), teacher.head.classes, device="cpu")
-        price = self.prices.update(objective, network, batch.adding(teacher=logits), optimiser)
-        taught: Price = self.prices.forward(teacher, batch.x)
+        with self._unwatched():
+            if teacher is None:
+                price = self.prices.update(objective, network, batch, optimiser)
+                return ((category, price.total, price.id),), price.network
+            # Only the shape of the teacher's logits matters to the price of the update.
+            logits = torch.empty(len(batch), teacher.head.classes)
+            price = self.prices.update(objective, network, batch.adding(teacher=logits), optimiser)
+            taught = self.prices.forward(teacher, batch.x)
         charges = ((category, price.total, price.id), ("teacher", taught.total, taught.id))
         return charges, price.network + taught.network
 

@@ -61,7 +61,9 @@ def test_uniform_draws_new_and_old_samples_equally_often():
 
 def test_class_balanced_shares_differ_by_at_most_one_and_average_out():
     where = place(np.repeat([0, 1, 2], [60, 40, 20]))
-    counts = np.array([np.bincount(where.memory.label[rows], minlength=3) for rows in draws(ClassBalanced(), where, 10, 900)])
+    counts = np.array(
+        [np.bincount(where.memory.label[rows], minlength=3) for rows in draws(ClassBalanced(), where, 10, 900)]
+    )
     assert (counts.max(1) - counts.min(1) == 1).all()
     assert abs(counts.mean(0) - 10 / 3).max() < 0.1
 
