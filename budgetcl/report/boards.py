@@ -32,8 +32,11 @@ class Board:
 
     @property
     def title(self) -> str:
-        """The stream and what tells it apart."""
-        return f"{self.stream} ({', '.join(self.conditions)})" if self.conditions else self.stream
+        """The stream and what tells it apart, as far as a title can hold it."""
+        if not self.conditions:
+            return self.stream
+        more = f" and {len(self.conditions) - 3} more" if len(self.conditions) > 3 else ""
+        return f"{self.stream} ({', '.join(self.conditions[:3])}{more})"
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -167,7 +170,7 @@ def _names(runs: Sequence[Run]) -> tuple[list[str], tuple[str, ...]]:
             continue
         settings = [_method_settings(runs[i]) for i in mine]
         for i, said in zip(mine, differences(settings)):
-            names[i] = f"{name}({','.join(said)})"
+            names[i] = f"{name}({','.join(said)})" if said else name
         again = Counter((names[i], runs[i].seed) for i in mine)
         for i in [i for i in mine if again[names[i], runs[i].seed] > 1]:  # nothing in their settings tells them apart
             names[i] = f"{names[i]} [{runs[i].info.get('id') or runs[i].folder.name}]"

@@ -329,7 +329,9 @@ def blind_heatmap(board: Board, grids: Mapping[str, BlindGrid]) -> str | None:
     with _figure((4.7, 1.15 + 0.27 * len(windows))) as (figure, finish):
         axes = figure.add_subplot()
         top = max(5.0, float(np.nanmax(cells)))
-        axes.imshow(cells, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+        edges = [np.arange(n + 1) - 0.5 for n in (len(shifts), len(windows))]
+        axes.pcolormesh(*edges, cells, cmap="cividis", vmin=0, vmax=top, edgecolors="white", linewidth=0.6)
+        axes.invert_yaxis()
         for (i, j), value in np.ndenumerate(cells):
             ink = "white" if value < 0.6 * top else _INK
             axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=ink, size=7.5 if len(shifts) < 12 else 6)
@@ -479,6 +481,7 @@ class _figure:
             {
                 "svg.fonttype": "none",
                 "svg.hashsalt": "budgetcl",
+                "text.parse_math": False,  # a method's name may hold a $
                 "font.family": _DRAWN,
                 "font.size": 8.5,
                 "axes.edgecolor": "#8a919c",

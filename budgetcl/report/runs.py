@@ -123,19 +123,21 @@ def reduce(results: Results) -> Run:
     try:
         return _reduce(results)
     except KeyError as error:
-        raise UserError(f"'{results.folder}' lacks {error}: it is no whole record; run it again") from error
+        raise UserError(f"'{results.folder}' lacks {error.args[0]}: it is no whole record; run it again") from error
+    except OSError as error:
+        raise UserError(f"'{results.folder}' cannot be read ({error}): it is no whole record; run it again") from error
 
 
 def _reduce(results: Results) -> Run:
     info = results.info
     for key in ("method", "seed", "stream", "fingerprint", "summary"):
         if key not in info:
-            raise KeyError(f"'{key}' in its run.json")
+            raise KeyError(f"{key} in its run.json")
     settings = flat_settings(results.config)
     steps = results.steps
     spent = np.cumsum(steps["spent"].astype(float))
     seen = steps["seen"].astype(np.int64)
-    warmup = float(settings.get("metrics.ahead.warmup") or 0.1)
+    warmup = _warmup(settings)
     samples = int(info["stream_samples"])
     start = _start(info, warmup)
     future = {int(shift): _accuracy(results, ahead_rows(results, shift, warmup)) for shift in info["shifts"]}
@@ -165,7 +167,7 @@ def blind_grid(results: Results) -> BlindGrid | None:
     shifts = tuple(int(shift) for shift in info["shifts"])
     if not shifts:
         return None
-    warmup = float(flat_settings(results.config).get("metrics.ahead.warmup") or 0.1)
+    warmup = _warmup(flat_settings(results.config))
     labels = stream["label"][stream["step"] >= 0]
     chosen = info.get("window")
     numbers = {k for k in (*_SHOWN_WINDOWS, *([int(chosen)] if chosen else [])) if k < len(labels)}
@@ -189,6 +191,11 @@ def flat_settings(text: str) -> dict[str, Any]:
         return {key: value for name, child in node.items() for key, value in walk(child, f"{prefix}.{name}").items()}
 
     return {key[1:]: value for key, value in walk(data, "").items() if key}
+
+
+def _warmup(settings: Mapping[str, Any]) -> float:
+    given = settings.get("metrics.ahead.warmup")
+    return 0.1 if given is None else float(given)
 
 
 def _start(info: Mapping[str, Any], warmup: float) -> int:

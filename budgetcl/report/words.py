@@ -148,6 +148,7 @@ def how_it_was_run(board: Board) -> list[tuple[str, str]]:
     size = f"{_plain(first.get('stream_samples'))} samples in {_plain(first.get('steps'))} time steps"
     rows = [
         ("Stream", f"{board.stream}: {size} of at most {_plain(first.get('chunk'))}, {by_seed('classes')} classes"),
+        ("Told apart by", ", ".join(board.conditions) or "–"),
         ("Fingerprint", by_seed("fingerprint")),
         ("Seeds", ", ".join(map(str, board.seeds))),
         ("Allowance", f"{allowance}; {total}FLOP in all; the rest of a step: {several('rest')}"),
@@ -177,8 +178,8 @@ def audit_word(runs: Sequence[Run]) -> str:
     """Return whether the audited step of each run agreed to the FLOP with what was charged."""
     audits = [(run, run.info.get("audit") or {}) for run in runs]
     wrong = [
-        f"{run.method} seed {run.seed} (step {audit.get('step')}: counted {audit.get('counted'):,}, "
-        f"charged {audit.get('charged'):,})"
+        f"{run.method} seed {run.seed} (step {audit.get('step')}: counted {_plain(audit.get('counted'))}, "
+        f"charged {_plain(audit.get('charged'))})"
         for run, audit in audits
         if audit and not audit.get("agrees")
     ]
