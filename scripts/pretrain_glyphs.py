@@ -1,6 +1,6 @@
 """Pretrain the backbone that ships with the package, on the pretraining half of the atlas.
 
-    python scripts/pretrain_glyphs.py [--passes 180000] [--seed 0] [--dry]
+    python scripts/pretrain_glyphs.py [--passes 160000] [--seed 0] [--dry]
 
 It plays the part of ImageNet weights: everybody starts from the same file. It sees the first 1,000 characters only,
 and views of them that no stream shows. Takes about a minute on one thread; writes budgetcl/assets/ unless --dry.
@@ -44,7 +44,7 @@ def normalised(x: Tensor, backbone: SmallResNet) -> Tensor:
 def main() -> None:
     """Pretrain, print the accuracy on fresh views of the same characters, write the weights in half precision."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--passes", type=int, default=180_000, help="pictures trained on, each seen once")
+    parser.add_argument("--passes", type=int, default=160_000, help="pictures trained on, each seen once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry", action="store_true", help="write nothing")
     arguments = parser.parse_args()

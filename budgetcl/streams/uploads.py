@@ -106,7 +106,7 @@ def uploads(
     chunk: int = 16,
     shifts: Sequence[int] = (0, 16, 32, 64, 96, 128),
     shift: int | None = None,
-    retention: int = 1000,
+    retention: int | None = None,
     occasions: int = 5,
     part: str = "stream",
     seed: int = 0,
@@ -129,7 +129,7 @@ def uploads(
         chunk: uploads a time step reveals.
         shifts: how many uploads ahead to predict; 0 is the next chunk.
         shift: S, one of ``shifts``; None chooses it on the prefix (:func:`budgetcl.streams.prefix.chosen_shift`).
-        retention: held-out fresh pictures of past uploads, spread evenly over the stream.
+        retention: held-out fresh pictures of past uploads, spread evenly over the stream; None: one for eight.
         occasions: how often they are due, at equal distances, the last time after the last step.
         part: "stream"; or "prefix", which streams the prefix itself, for tuning.
         seed: of everything.
@@ -138,7 +138,7 @@ def uploads(
         UserError: a number out of range; a prefix in which no shift ends the label correlation.
     """
     at_least(1, samples=samples, prefix=prefix, uploaders=uploaders, chunk=chunk, occasions=occasions)
-    at_least(0, retention=retention, seed=seed)
+    at_least(0, seed=seed)
     at_least(2, classes=classes)
     between(2, HALF, classes=classes)
     between(1, 1_000_000, burst=burst, uploaders=uploaders)
@@ -149,6 +149,8 @@ def uploads(
 
     n = samples if part == "stream" else prefix
     shifts = check_shifts(shifts, shift, n)
+    retention = n // 8 if retention is None else retention
+    at_least(0, retention=retention)
     between(0, n, retention=retention)
 
     whole = _process(prefix + samples, classes, uploaders, float(burst), float(drift), float(exponent), seed)
