@@ -189,8 +189,8 @@ def test_the_fingerprint_follows_the_table_and_the_protocol_and_not_the_folder(t
     assert table(base).stream.fingerprint() == table(moved).stream.fingerprint()
     changes = [
         {"size": 16}, {"channels": 1}, {"order": "data"}, {"order": "data", "seed": 1}, {"order": "class"},
-        {"steps": 5}, {"chunk": 8}, {"shifts": [0, 8]}, {"shift": 16}, {"test": 0.2}, {"validation": 0.1}, {"prefix": 0.1},
-        {"occasions": 3}, {"validation": 0.1, "evaluate": "validation"},
+        {"steps": 5}, {"chunk": 8}, {"shifts": [0, 8]}, {"shift": 16}, {"test": 0.2}, {"validation": 0.1},
+        {"prefix": 0.1}, {"occasions": 3}, {"validation": 0.1, "evaluate": "validation"},
     ]  # fmt: skip
     prints = [table(base, **change).stream.fingerprint() for change in changes]
     assert len({table(base).stream.fingerprint(), *prints}) == 1 + len(changes)
