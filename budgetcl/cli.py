@@ -100,7 +100,9 @@ def _run(arguments: list[str]) -> int:
         if any(argument.startswith("-") and argument not in ("--config-dir", "-cd") for argument in arguments):
             _hydra(arguments)
         else:
-            overrides = [a for a, before in zip(arguments, ["", *arguments]) if not before.startswith("-") and a[0] != "-"]
+            overrides = [
+                a for a, before in zip(arguments, ["", *arguments]) if not before.startswith("-") and a[0] != "-"
+            ]
             execute(compose(arguments), overrides, several=False)
     return 0
 

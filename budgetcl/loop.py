@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from budgetcl.budget.compute import Compute
 from budgetcl.errors import UserError
@@ -75,13 +76,13 @@ def run(
         for step in source.stream:
             clock, updates = time.perf_counter(), compute.updates
             with compute.watched(step.number, audit=step.number == audited) as audit:
-                ahead = predict("ahead", step, step.ahead, audit)
+                ahead = predict.ahead(step, audit)
                 revealed.reveal(step)
                 learning = time.perf_counter()
                 with compute.step(step):  # opens the allowance
                     learner.fit(step, revealed, compute)  # stops by itself when the ledger refuses
                 learning = time.perf_counter() - learning
-                heldout = predict("heldout", step, step.heldout, audit)
+                heldout = predict.heldout(step, audit)
             now = time.perf_counter()
             steps["seen"].append(step.seen + len(step.revealed))
             steps["classes"].append(revealed.classes)
@@ -120,47 +121,64 @@ class _Predict:
         self._source, self._learner, self._compute, self._record = source, learner, compute, record
         self._revealed, self._size = revealed, size
 
-    def __call__(self, kind: str, step: TimeStep, due: Mapping[Any, IntArray], audit: bool) -> float:
-        """Predict what is due and return the share of hits, of the first entry for rows ahead."""
+    def ahead(self, step: TimeStep, audit: bool) -> float:
+        """Predict what lies ahead, at all shifts together, and return the share of hits at the smallest one."""
+        shifts = np.concatenate([np.full(len(rows), shift) for shift, rows in step.ahead.items()] or [[]])
+        hits = self._all(step, step.seen, _joined(step.ahead.values()), "ahead", shifts, audit)
+        return _share(hits[shifts == min(step.ahead, default=0)])
+
+    def heldout(self, step: TimeStep, audit: bool) -> float:
+        """Predict the held-out samples that are due and return the share of hits."""
+        seen = step.seen + len(step.revealed)
+        hits = [
+            self._all(step, seen, rows, "retention" if name == RETENTION else "heldout", np.full(len(rows), -1), audit)
+            for name, rows in step.heldout.items()
+        ]
+        return _share(np.concatenate([[], *hits]))
+
+    def _all(
+        self, step: TimeStep, seen: int, indices: IntArray, kind: str, shifts: IntArray, audit: bool
+    ) -> NDArray[np.bool_]:
         before = _hash(self._learner.state_dict()) if audit else None
-        seen = step.seen if kind == "ahead" else step.seen + len(step.revealed)
-        shares = [
-            self._one(indices, step, seen, "retention" if key == RETENTION else kind, key if kind == "ahead" else -1)
-            for key, indices in due.items()
+        parts = range(0, len(indices), self._size)
+        hits = [
+            self._some(step.number, seen, indices[i : i + self._size], kind, shifts[i : i + self._size]) for i in parts
         ]
         if audit and _hash(self._learner.state_dict()) != before:
             raise UserError(
                 f"step {step.number}: the learner's state changed while it predicted; predict() must leave weights, "
                 "statistics and memory as they are"
             )
-        if kind == "ahead":
-            shares = shares[:1]
-        return sum(hits for hits, _ in shares) / max(1, sum(n for _, n in shares)) if shares else float("nan")
+        return np.concatenate([np.empty(0, bool), *hits])
 
-    def _one(self, indices: IntArray, step: TimeStep, seen: int, kind: str, shift: int) -> tuple[int, int]:
-        stream, hits = self._source.stream, 0
-        for start in range(0, len(indices), self._size):
-            part = indices[start : start + self._size]
-            with self._compute.predicting(step.number, len(part), self._revealed.classes):
-                answer = self._learner.predict(Query(self._source.pixels, part), self._compute)
-            target = stream.label[part]
-            pred, top = self._revealed.codes(answer.classes), self._revealed.codes(answer.top)
-            if pred.shape != target.shape:
-                raise UserError(f"predict() returned {pred.shape} answers to {len(part)} images")
-            self._record.log(
-                index=part,
-                set=kind,
-                shift=shift,
-                seen=seen,
-                step=step.number,
-                target=target,
-                pred=pred,
-                top5=(top == target[:, None]).any(1),
-                confidence=answer.confidence,
-                origin=stream.origin[part],
-            )
-            hits += int((pred == target).sum())
-        return hits, len(indices)
+    def _some(self, step: int, seen: int, indices: IntArray, kind: str, shifts: IntArray) -> NDArray[np.bool_]:
+        with self._compute.predicting(step, len(indices), self._revealed.classes):
+            answer = self._learner.predict(Query(self._source.pixels, indices), self._compute)
+        if len(answer.classes) != len(indices):
+            raise UserError(f"predict() returned {len(answer.classes)} answers to {len(indices)} images")
+        target = self._source.stream.label[indices]
+        pred, top = self._revealed.codes(answer.classes), self._revealed.codes(answer.top)
+        self._record.log(
+            index=indices,
+            set=kind,
+            shift=shifts,
+            seen=seen,
+            step=step,
+            target=target,
+            pred=pred,
+            top5=(top == target[:, None]).any(1),
+            confidence=answer.confidence,
+            origin=self._source.stream.origin[indices],
+        )
+        return pred == target
+
+
+def _joined(parts: Iterable[IntArray]) -> IntArray:
+    return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def _share(hits: NDArray[Any]) -> float:
+    return float(hits.mean()) if len(hits) else float("nan")
 
 
 def _steps(compute: Compute, steps: Mapping[str, list[Any]]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from budgetcl.budget.formulas import scores
@@ -41,13 +40,13 @@ class MaxLoss:
             place.compute.work("score", scores(len(rows), outputs.logits.shape[1]))
             losses.append(torch.nn.functional.cross_entropy(outputs.logits.float(), target, reduction="none"))
         order = torch.argsort(torch.cat(losses), descending=True, stable=True).cpu().numpy()
-        self._kept = candidates[order[: max(1, round(self.keep * n))]]
+        self._ranked = candidates[order]
 
     def draw(self, n: int, update: int) -> IntArray:
-        """Return n distinct rows among those kept."""
-        enough(n, len(self._kept), f"the candidates kept by spend={self.spend:g}, keep={self.keep:g}")
-        picks = self._place.random("scored", update).choice(len(self._kept), n, replace=False, shuffle=False)
-        return np.asarray(self._kept[picks])
+        """Return n distinct rows among those kept; at least n are kept."""
+        enough(n, len(self._ranked), f"the candidates that spend={self.spend:g} pays for")
+        kept = max(n, round(self.keep * len(self._ranked)))
+        return self._ranked[self._place.random("scored", update).choice(kept, n, replace=False, shuffle=False)]
 
     def reach(self) -> int:
         """Return the size of the memory."""

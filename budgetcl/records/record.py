@@ -120,7 +120,8 @@ class Record:
     def _spent(self, steps: Mapping[str, Any], ledger: Mapping[str, Any], prices: Mapping[str, Any]) -> None:
         self._flush()
         _write(self.folder / "steps.parquet", steps)
-        _write(self.folder / "ledger.parquet", ledger)
+        types = {name: np.str_ if name in ("category", "price") else np.int64 for name in ledger}
+        _write(self.folder / "ledger.parquet", {name: np.array(ledger[name], types[name]) for name in ledger})
         _write_text(self.folder / "prices.json", json.dumps(prices, indent=1))
 
     def _flush(self) -> None:
