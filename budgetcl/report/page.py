@@ -17,6 +17,7 @@ from budgetcl.report import plots
 from budgetcl.report.boards import Board, boards
 from budgetcl.report.plots import Style
 from budgetcl.report.runs import BlindGrid, Run, blind_grid, reduce
+from budgetcl.report.student import ENOUGH
 from budgetcl.report.tables import Column, Comparison, Row, comparison, summary_rows
 from budgetcl.report.words import findings, heading, how_it_was_run, shown, shown_difference
 
@@ -37,7 +38,9 @@ READING = (
     "The number behind ± is half of a 95 % interval over seeds (Student's t). The small line under a number is the "
     "difference to naive in points, paired by seed, with its own 95 % interval; ▲ or ▼ says that the interval excludes "
     "0. Intervals are not corrected for the number of methods: of twenty differences that are none, one is marked. "
-    "Bands in plots are the same intervals, point by point; blind classifiers are drawn without.",
+    "Where each seed has its own stream, the ± also holds how hard those streams are, the difference does not. Bands "
+    "in plots are the same intervals, point by point, and with fewer than five seeds the range of the seeds; blind "
+    "classifiers are drawn without.",
     "Used: the share of the allowances that was spent. FLOPs a prediction: per answer; up to one reference forward is "
     "free, the excess is charged to the next step. Stored: the most bytes kept between two steps, samples included.",
 )
@@ -173,12 +176,19 @@ def _notes(sections: Sequence[_Section], unfinished: Sequence[Path]) -> list[str
 def _section(board: Board, slug: str, grids: Mapping[str, BlindGrid], looks: Mapping[str, Style]) -> _Section:
     own = {run.fingerprint: grids[run.fingerprint] for run in board.flat if run.fingerprint in grids}
     table = comparison(board, own)
-    several = len(board.seeds) > 1
-    bands, bars = (" Bands: 95 % over seeds.", "Bars: 95 % over seeds. ") if several else ("", "")
+    seeds = len(board.seeds)
+    what = "the 95 % interval over seeds" if seeds >= ENOUGH else "from the lowest to the highest seed"
+    bands, bars = (f" Bands: {what}.", f"Bars: {what}. ") if seeds > 1 else ("", "")
+    steps = plots.accuracy_over_steps(board, looks)
+    flops = _Plot(
+        "accuracy-flops",
+        plots.accuracy_against_flops(board, looks),
+        "All that was charged: training, teachers, scoring, and what predictions cost beyond their free part.",
+    )
     over_time = (
         _Plot(
             "accuracy-steps",
-            plots.accuracy_over_steps(board, looks),
+            steps,
             f"On held-out samples of all classes seen so far, those of pretraining included.{bands}",
         ),
         _Plot(
@@ -191,17 +201,13 @@ def _section(board: Board, slug: str, grids: Mapping[str, BlindGrid], looks: Map
             plots.along_the_stream(board, looks, "online"),
             f"The next samples, in the same stretches.{bands}",
         ),
-        _Plot(
-            "accuracy-flops",
-            plots.accuracy_against_flops(board, looks),
-            "All that was charged: training, teachers, scoring, and what predictions cost beyond their free part.",
-        ),
+        *((flops,) if steps else ()),
     )
     by_class = tuple(_Plot(f"accuracy-{name}", svg, "") for name, svg in plots.accuracy_by_class(board, looks).items())
     ahead = (
         _Plot(
             "ahead",
-            plots.ahead(table, looks),
+            plots.ahead(board, table, looks),
             f"{bars}Vertical lines: the best classifier that sees no image, dotted for online, solid for near-future "
             "accuracy.",
         ),
@@ -229,6 +235,7 @@ def _section(board: Board, slug: str, grids: Mapping[str, BlindGrid], looks: Map
             "Mean over seeds; forfeited is what no longer paid for an update. Blind classifiers spend nothing and are "
             "left out.",
         ),
+        *(() if steps else (flops,)),
     )
     groups = (
         _Group("Accuracy over time", over_time),

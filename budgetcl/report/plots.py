@@ -17,7 +17,7 @@ import numpy as np
 
 from budgetcl.report.boards import Board
 from budgetcl.report.runs import AGES, BLOCKS, BlindGrid, Floats, Run
-from budgetcl.report.student import mean_and_half
+from budgetcl.report.student import spread
 from budgetcl.report.tables import Comparison
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def budget(board: Board) -> str | None:
 # --- ahead ------------------------------------------------------------------------------------------------------
 
 
-def ahead(table: Comparison, looks: Mapping[str, Style]) -> str | None:
+def ahead(board: Board, table: Comparison, looks: Mapping[str, Style]) -> str | None:
     """Draw online beside near-future accuracy for each learner, with the best blind classifiers as lines."""
     rows = [row for row in table.rows if {"online", "near_future"} <= set(row.values)]
     learners = [row for row in rows if row.group != "blind"]
@@ -214,7 +214,7 @@ def ahead(table: Comparison, looks: Mapping[str, Style]) -> str | None:
         return None
     with _figure((4.7, 1.35 + 0.36 * len(learners))) as (figure, finish):
         axes = figure.add_subplot()
-        for key, dash in (("online", (0, (1, 1.5))), ("near_future", "-")):
+        for key, dash, height in (("online", (0, (1, 1.5)), 12), ("near_future", "-", 3)):
             blind = max(
                 (row for row in rows if row.group == "blind"), key=lambda row: row.values[key].estimate, default=None
             )
@@ -222,21 +222,21 @@ def ahead(table: Comparison, looks: Mapping[str, Style]) -> str | None:
                 value = 100 * blind.values[key].estimate
                 axes.axvline(value, color="#8a919c", linestyle=dash, linewidth=1.4, zorder=1)
                 said = "online" if key == "online" else "near-future"
-                right = value > 60
+                right = value > 50
                 axes.annotate(
-                    f"best blind, {said}\n{blind.name} {value:.1f}", (value, 1), xycoords=("data", "axes fraction"),
-                    xytext=(-3 if right else 3, 3), textcoords="offset points", ha="right" if right else "left",
+                    f"best blind, {said}: {blind.name} {value:.1f}", (value, 1), xycoords=("data", "axes fraction"),
+                    xytext=(-3 if right else 3, height), textcoords="offset points", ha="right" if right else "left",
                     size=7, color="#5c6470", annotation_clip=False,
                 )  # fmt: skip
         for y, row in enumerate(learners):
             look = looks[row.name]
             for key, offset, filled in (("online", -0.13, False), ("near_future", 0.13, True)):
-                interval = row.values[key]
-                low, high = 100 * interval.low, 100 * interval.high
+                seeds = [[run.number(key)] for run in board.runs[row.name].values()]
+                mean, low, high = (100 * float(ends[0]) for ends in spread(seeds))
                 if math.isfinite(low):
                     axes.plot([low, high], [y + offset] * 2, color=look.colour, linewidth=1.3, zorder=2)
                 axes.plot(
-                    100 * interval.estimate, y + offset, marker="o", markersize=6, markeredgewidth=1.4,
+                    mean, y + offset, marker="o", markersize=6, markeredgewidth=1.4,
                     color=look.colour, markerfacecolor=look.colour if filled else "white", zorder=3,
                 )  # fmt: skip
         axes.set_yticks(range(len(learners)), [row.name for row in learners])
@@ -402,7 +402,7 @@ def _lines(
             points = max((xs for xs, _ in own), key=len)
             values = [ys if len(ys) == len(points) else np.interp(points, xs, ys, right=np.nan) for xs, ys in own]
             xs = np.nanmean([xs for xs, _ in own if len(xs) == len(points)], axis=0)
-            mean, half = (100 * numbers for numbers in mean_and_half(values))
+            mean, low, high = (100 * numbers for numbers in spread(values))
             known = ~np.isnan(mean)
             if not known.any():
                 continue
@@ -411,12 +411,9 @@ def _lines(
                 xs[known], mean[known], color=look.colour, linestyle=look.dash, linewidth=1.5,
                 marker=look.marker if few else "", markersize=3.4, markeredgewidth=0, zorder=3,
             )  # fmt: skip
-            if look.dash in _DASHES:
-                half = np.full_like(half, np.nan)
-            axes.fill_between(
-                xs[known], np.clip(mean - half, 0, 100)[known], np.clip(mean + half, 0, 100)[known],
-                color=look.colour, alpha=0.13, linewidth=0, zorder=2,
-            )  # fmt: skip
+            if look.dash not in _DASHES:
+                low, high = np.clip(low, 0, 100), np.clip(high, 0, 100)
+                axes.fill_between(xs[known], low[known], high[known], color=look.colour, alpha=0.13, linewidth=0)
             ends.append((float(mean[known][-1]), name, look.colour))
             last = max(last, float(xs[known][-1]))
         axes.set_xlabel(x)

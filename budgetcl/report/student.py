@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from budgetcl.metrics.stats import Interval
 
 LEVEL = 0.95
+ENOUGH = 5  # seeds from which on plots show intervals
 
 
 def student_interval(values: Sequence[float]) -> Interval:
@@ -36,6 +37,24 @@ def mean_and_half(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.fl
     deviation = np.sqrt(np.divide(squares, count - 1, out=np.full(len(mean), np.nan), where=several))
     t = np.array([student_quantile(n - 1) if n > 1 else np.nan for n in count.tolist()])
     return mean, t * deviation / np.sqrt(np.maximum(count, 1))
+
+
+def spread(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return what a plot shows of several seeds: mean, low and high, by column; NaN ends for a single seed.
+
+    From :data:`ENOUGH` seeds on, the ends are those of the 95 % interval. With fewer they are the lowest and the
+    highest seed: Student's t is then so wide that it would hide every line, and the seeds themselves say more.
+
+    Args:
+        values: (seeds, points); NaN is left out.
+    """
+    table = np.asarray(values, dtype=float)
+    mean, half = mean_and_half(table)
+    if len(table) >= ENOUGH:
+        return mean, mean - half, mean + half
+    alone = np.isnan(half)
+    filled = np.where(np.isnan(table), mean, table)
+    return mean, np.where(alone, np.nan, filled.min(0)), np.where(alone, np.nan, filled.max(0))
 
 
 def student_quantile(freedom: int, level: float = LEVEL) -> float:

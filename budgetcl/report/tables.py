@@ -134,6 +134,8 @@ def comparison(board: Board, grids: Mapping[str, BlindGrid] | None = None) -> Co
     notes = list(board.notes)
     if len(board.seeds) == 1:
         notes.append(f"One seed ({board.seeds[0]}): there is no interval and nothing is tested.")
+    if len(board.seeds) == 2:
+        notes.append("Two seeds: Student's t has one degree of freedom, so intervals are very wide.")
     if board.baseline is None:
         notes.append("There is no naive run here, so no differences to it are shown.")
     if any(row.computed for row in rows):

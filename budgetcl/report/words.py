@@ -20,9 +20,10 @@ def shown(column: Column, interval: Interval | None) -> str:
         return "–"
     if column.unit != "percent":
         return quantity(interval.estimate, column.unit)
+    mean = f"{100 * interval.estimate:.1f}".replace("-", "−")
     if column.better == 0 or math.isnan(interval.low):
-        return f"{100 * interval.estimate:.1f}"
-    return f"{100 * interval.estimate:.1f} ± {50 * (interval.high - interval.low):.1f}"
+        return mean
+    return f"{mean} ± {50 * (interval.high - interval.low):.1f}"
 
 
 def shown_difference(interval: Interval | None) -> str:
@@ -55,6 +56,8 @@ def quantity(value: float, unit: str) -> str:
         return f"{100 * value:.1f}"
     if unit == "bytes":
         return _scaled(value, ("B", "kB", "MB", "GB", "TB"))
+    if unit == "flops/s" and value == 0:
+        return "–"
     if unit == "flops/s":
         return _scaled(value, ("", "k", "M", "G", "T", "P", "E")) + "/s"
     return _scaled(value, ("", "k", "M", "G", "T", "P", "E", "Z"))
@@ -146,8 +149,10 @@ def how_it_was_run(board: Board) -> list[tuple[str, str]]:
     )
     total = quantity(float(np.mean([run.allowance for run in runs])), "flops")
     size = f"{_plain(first.get('stream_samples'))} samples in {_plain(first.get('steps'))} time steps"
+    settings = (f"{key[7:]}={_plain(value)}" for key, value in runs[0].settings.items() if key.startswith("stream."))
     rows = [
         ("Stream", f"{board.stream}: {size} of at most {_plain(first.get('chunk'))}, {by_seed('classes')} classes"),
+        ("Settings", ", ".join(text for text in settings if not text.startswith(("_target_", "seed=")))),
         ("Told apart by", ", ".join(board.conditions) or "–"),
         ("Fingerprint", by_seed("fingerprint")),
         ("Seeds", ", ".join(map(str, board.seeds))),
@@ -171,7 +176,7 @@ def how_it_was_run(board: Board) -> list[tuple[str, str]]:
         ("Commit", several("commit")),
         ("Time", f"{quantity(sum(float(info.get('seconds') or 0) for info in infos), 'seconds')} for {len(runs)} runs"),
     ]
-    return [(what, value) for what, value in rows if value != "–"]
+    return [(what, value) for what, value in rows if value not in ("", "–")]
 
 
 def audit_word(runs: Sequence[Run]) -> str:

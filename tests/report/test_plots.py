@@ -24,7 +24,7 @@ def drawn(records):
             (stream, "steps"): plots.accuracy_over_steps(board, looks),
             (stream, "flops"): plots.accuracy_against_flops(board, looks),
             (stream, "budget"): plots.budget(board),
-            (stream, "ahead"): plots.ahead(comparison(board, grids), looks),
+            (stream, "ahead"): plots.ahead(board, comparison(board, grids), looks),
             (stream, "shifts"): plots.near_future_curve(board, looks, grids),
             (stream, "along"): plots.along_the_stream(board, looks, "near_future"),
             (stream, "blind"): plots.blind_heatmap(board, grids),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from budgetcl.report.student import mean_and_half, student_interval, student_quantile
+from budgetcl.report.student import mean_and_half, spread, student_interval, student_quantile
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 7, 10, 29, 100])
@@ -34,3 +34,15 @@ def test_points_are_treated_one_by_one_and_gaps_are_left_out():
     assert half[0] == pytest.approx(4.302652729749464 * 2 / np.sqrt(3))
     assert half[1] == pytest.approx(12.706204736174698)
     assert np.isnan(half[2:]).all()
+
+
+def test_plots_show_the_seeds_themselves_until_there_are_enough_for_an_interval():
+    few = np.array([[0.2, 0.5], [0.4, np.nan], [0.9, 0.7]])
+    mean, low, high = spread(few)
+    assert mean == pytest.approx([0.5, 0.6])
+    assert low.tolist() == [0.2, 0.5]
+    assert high.tolist() == [0.9, 0.7]
+    many = np.arange(5.0)[:, None]
+    mean, low, high = spread(many)
+    assert (low[0], high[0]) == pytest.approx(scipy.stats.t.interval(0.95, 4, 2, scipy.stats.sem(many[:, 0])))
+    assert np.isnan(spread(many[:1])[1]).all()
