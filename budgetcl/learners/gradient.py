@@ -128,7 +128,7 @@ class GradientLearner:
             return
         labels = revealed.labels(past)
         self.memory.add(past, labels)
-        self.network.grow(int(labels.max()) + 1, generator(self._seed, "head", 0))
+        self.network.grow(int(labels.max()) + 1, generator(self._seed, "head of pretraining"), known=True)
         if self._objective.teacher and self.network.head.classes <= self.network.head.known:
             self.teacher = _frozen_copy(self.network)
 
@@ -192,7 +192,7 @@ class GradientLearner:
             self.optimiser.load_state_dict(state["optimiser"])
 
     def nbytes(self) -> Mapping[str, int]:
-        """Return the bytes of samples in the sampler's reach, of the memory's columns, and of weights and their copies."""
+        """Return the bytes of samples within reach, of the memory, of the weights and of their copies."""
         optimiser = self.optimiser.state.values() if self.optimiser is not None else ()
         return {
             "samples": self._sampler.reach() * self._image_bytes,

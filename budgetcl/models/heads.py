@@ -15,12 +15,12 @@ class LinearHead(nn.Module):
     """A linear classifier with one row per class revealed.
 
     New rows are 0.001 x Xavier-uniform with zero bias (BudgetCL, CVPR 2023), so that a class just revealed does not
-    drown the others. Where weights of the pretraining classes are given, the first rows start from them.
+    drown the others. Where weights of the pretraining classes are given, the rows of these classes start from them.
 
     Args:
         feature_dim: d of the (n, d) features.
         scale: factor on the Xavier initialisation of new rows.
-        pretrained: whether the first rows start from ``weight`` and ``bias``.
+        pretrained: whether the pretraining classes' rows start from ``weight`` and ``bias``.
         weight: (k, d) rows for the first k classes, or None.
         bias: (k,), or None.
     """
@@ -58,8 +58,14 @@ class LinearHead(nn.Module):
         """(n, d) -> (n, classes)."""
         return nn.functional.linear(features, self.weight, self.bias)
 
-    def grow(self, classes: int, generator: np.random.Generator) -> None:
+    def grow(self, classes: int, generator: np.random.Generator, known: bool = False) -> None:
         """Append rows up to ``classes``; rows that exist are kept to the bit.
+
+        Args:
+            classes: the number of rows wanted.
+            generator: of new rows.
+            known: whether these are the backbone's own pretraining classes, in their order, whose trained rows came
+                with it. Any other class starts afresh, however many trained rows there are.
 
         Raises:
             UserError: fewer classes than rows: a head never forgets a class.
@@ -72,10 +78,11 @@ class LinearHead(nn.Module):
         bound = self.scale * math.sqrt(6 / (dim + classes))
         weight = torch.from_numpy(generator.uniform(-bound, bound, (classes - rows, dim)).astype(np.float32))
         bias = torch.zeros(classes - rows)
-        if self._known is not None and rows < len(self._known[0]):
-            known = slice(rows, min(classes, len(self._known[0])))
-            weight[: known.stop - rows] = self._known[0][known]
-            bias[: known.stop - rows] = self._known[1][known]
+        if known and rows < self.known:
+            assert self._known is not None
+            trained = slice(rows, min(classes, self.known))
+            weight[: trained.stop - rows] = self._known[0][trained]
+            bias[: trained.stop - rows] = self._known[1][trained]
         self.weight = _appended(self.weight, weight)
         self.bias = _appended(self.bias, bias)
 

@@ -33,7 +33,7 @@ class Network(nn.Module):
     Args:
         backbone: a module (n, c, h, w) float -> (n, d) with attributes ``feature_dim`` (d), ``mean`` and ``std``
             (per channel, on the scale 0..1).
-        head: a module (n, d) -> (n, classes) with ``grow(classes, generator)``, ``classes`` and ``weight``.
+        head: a module (n, d) -> (n, classes) with ``grow(classes, generator, known)``, ``classes`` and ``weight``.
         batch_norm: "live" or "frozen": whether batch statistics are used and updated in training.
     """
 
@@ -60,9 +60,9 @@ class Network(nn.Module):
                 module.training = False
         return self
 
-    def grow(self, classes: int, generator) -> None:
-        """Grow the head to this many classes."""
-        self.head.grow(classes, generator)
+    def grow(self, classes: int, generator: np.random.Generator, known: bool = False) -> None:
+        """Grow the head to this many classes; ``known``: from the trained rows that came with the backbone."""
+        self.head.grow(classes, generator, known)
 
     def set_trainable(self, modules: Iterable[nn.Module]) -> None:
         """Make the parameters of these modules trainable and all the others frozen."""

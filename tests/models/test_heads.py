@@ -47,14 +47,23 @@ def test_known_classes_start_from_their_trained_rows_however_the_head_grows(step
     weight, bias = torch.randn(5, 4), torch.randn(5)
     head = LinearHead(4, weight=weight, bias=bias)
     for number, classes in enumerate(steps):
-        head.grow(classes, generator(0, "head", number))
+        head.grow(classes, generator(0, "head", number), known=True)
     assert torch.equal(head.weight[:5], weight)
     assert torch.equal(head.bias[:5], bias)
     assert head.weight[5:].abs().max() < 0.01
     fresh = LinearHead(4, weight=weight, bias=bias, pretrained=False)
-    fresh.grow(7, generator(0, "head"))
+    fresh.grow(7, generator(0, "head"), known=True)
     assert fresh.known == 0
     assert fresh.weight.abs().max() < 0.01
+
+
+def test_streamed_classes_start_afresh_where_more_trained_rows_came_than_pretraining_classes_are_used():
+    head = LinearHead(4, weight=torch.randn(5, 4), bias=torch.randn(5))
+    head.grow(2, generator(0, "head"), known=True)
+    head.grow(6, generator(0, "head", 1))
+    assert head.weight[:2].abs().max() > 0.01
+    assert head.weight[2:].abs().max() < 0.01
+    assert not head.bias[2:].any()
 
 
 def test_a_network_normalises_its_images():
