@@ -381,7 +381,7 @@ def information_retention(
             raise UserError(f"origin holds {int(past[_first(wrong)])} at row {row}, {what}; give retention rows only")
     if isinstance(bins, int):
         at_least(1, bins=bins)
-        edges = torch.arange(bins + 1, dtype=torch.float64, device=past.device) * (last / bins)
+        edges = torch.arange(bins + 1, dtype=torch.float64, device=past.device) * last / bins
     else:
         edges = floats("bins", bins).to(past.device)
         if len(edges) < 2 or bool((edges[1:] <= edges[:-1]).any()):
