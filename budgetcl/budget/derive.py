@@ -20,8 +20,10 @@ from budgetcl.budget.counter import Event, Item, event_flops, itemise
 # Operators whose presence and name do not depend on sizes, as for instance cdist's does.
 _DERIVABLE = frozenset(
     f"aten::{name}"
-    for name in ("mm", "bmm", "mv", "dot", "addmm", "addmv", "addbmm", "baddbmm", "linear")
-    + ("add", "sub", "rsub", "mul", "div")
+    for name in (
+        *("mm", "bmm", "mv", "dot", "addmm", "addmv", "addbmm", "baddbmm", "linear"),
+        *("add", "sub", "rsub", "mul", "div"),
+    )
 )
 _TRACES = 4  # kept per family
 

@@ -120,6 +120,7 @@ class Prices:
     def __init__(self) -> None:
         self._prices: dict[Any, Price] = {}
         self._families: dict[Any, Family] = {}
+        self._outside_head: dict[str, int] = {}  # trainable parameters, by skeleton
 
     def forward(self, model: nn.Module, x: Tensor) -> Price:
         """Return the price of a forward without gradient, in the mode that the model is in.
@@ -213,7 +214,7 @@ class Prices:
         bill, measured = self._bill(family, sizes, _backward, model, objective, batch)
         if times > 1:
             bill = Bill({event: count * times for event, count in bill.counts.items()}, None, bill.flops * times)
-        step = None if optimiser is None else _step(optimiser, _trainable(model))
+        step = None if optimiser is None else _step(optimiser, self._trainable(model))
         shapes: Shapes = (("x", tuple(x.shape)), *((name, tuple(shape)) for name, shape, _ in extra))
         return self._keep(key, kind, repr(objective.key), model, shapes, bill, measured, step)
 
@@ -230,13 +231,22 @@ class Prices:
     ) -> Price:
         skeleton, classes = _identity(model)
         structure = skeleton if classes is None else f"{skeleton}-{classes}"
-        parameters = 0 if kind == "forward" else _trainable(model)
+        parameters = 0 if kind == "forward" else self._trainable(model)
         optimiser = 0 if step is None else step.flops
         content = (kind, objective, structure, model.training, shapes, parameters, bill.flops, optimiser, measured)
         text = repr((formulas.ACCOUNTING_VERSION, *content, step and step.operator))
         price = Price(hashlib.sha256(text.encode()).hexdigest()[:12], *content, bill, step)
         self._prices[key] = price
         return price
+
+    def _trainable(self, model: nn.Module) -> int:
+        """Return the number of trainable parameters; outside a growing head they are counted once."""
+        if not isinstance(model, Network):
+            return _trainable(model)
+        head = _trainable(model.head)
+        if model.skeleton not in self._outside_head:
+            self._outside_head[model.skeleton] = _trainable(model) - head
+        return self._outside_head[model.skeleton] + head
 
     def _bill(
         self, family: Any, sizes: tuple[int, ...], work: _Work, model: nn.Module, objective: Any, inputs: Any
@@ -307,7 +317,9 @@ def _on_fakes(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> lis
         # By shape and type alone: on the CPU and contiguous, whatever the live tensor is.
         with fake:
             empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(empty, tensor.requires_grad)
+        return empty.requires_grad_(tensor.requires_grad)
 
     memo = {id(t): copied(t) for t in _tensors(model)}
     model, objective = _copied(model, objective, memo)
