@@ -138,6 +138,10 @@ def comparison(board: Board, grids: Mapping[str, BlindGrid] | None = None) -> Co
         notes.append("Two seeds: Student's t has one degree of freedom, so intervals are very wide.")
     if board.baseline is None:
         notes.append("There is no naive run here, so no differences to it are shown.")
+    shifts = {run.seed: run.info.get("shift") for run in sorted(board.flat, key=lambda run: run.seed)}
+    if len(set(shifts.values())) > 1:
+        said = ", ".join(f"{shift} (seed {seed})" for seed, shift in shifts.items())
+        notes.append(f"Each seed's tuning prefix chose its own near-future shift S: {said}.")
     if any(row.computed for row in rows):
         notes.append("Blind rows marked * were not run: they are computed from the stream's labels on the same clock.")
     return Comparison(tuple(sorted(rows, key=place)), accuracy, filled(COST), primary, board.baseline, tuple(notes))

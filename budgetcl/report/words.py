@@ -148,11 +148,15 @@ def how_it_was_run(board: Board) -> list[tuple[str, str]]:
         else f"{quantity(float(budget.get('flops') or math.nan), 'flops')}FLOP a time step"
     )
     total = quantity(float(np.mean([run.allowance for run in runs])), "flops")
-    size = f"{_plain(first.get('stream_samples'))} samples in {_plain(first.get('steps'))} time steps"
-    settings = (f"{key[7:]}={_plain(value)}" for key, value in runs[0].settings.items() if key.startswith("stream."))
+    size = f"{_plain(first.get('stream_samples'))} samples of {by_seed('classes')} classes"
+    cut = f"{_plain(first.get('steps'))} time steps of at most {_plain(first.get('chunk'))}"
+    given = {key[7:]: value for key, value in runs[0].settings.items() if key.startswith("stream.")}
+    settings = (
+        f"{key}={value}" for key, value in given.items() if key not in ("_target_", "seed") and value is not None
+    )
     rows = [
-        ("Stream", f"{board.stream}: {size} of at most {_plain(first.get('chunk'))}, {by_seed('classes')} classes"),
-        ("Settings", ", ".join(text for text in settings if not text.startswith(("_target_", "seed=")))),
+        ("Stream", f"{board.stream}: {size} in {cut}"),
+        ("Settings", ", ".join(f"{key}={value}" for key, value in said.items())),
         ("Told apart by", ", ".join(board.conditions) or "–"),
         ("Fingerprint", by_seed("fingerprint")),
         ("Seeds", ", ".join(map(str, board.seeds))),
@@ -165,7 +169,7 @@ def how_it_was_run(board: Board) -> list[tuple[str, str]]:
     if any(info.get("shifts") for info in infos):
         rows.append(("Predicted ahead", f"{by_seed('shifts')} samples"))
         rows.append(("Near-future shift S", f"{by_seed('shift')} samples, chosen on the tuning prefix unless set"))
-        rows.append(("Blind window k", f"{by_seed('window')} labels, chosen on the tuning prefix"))
+        rows.append(("Blind window k", f"{by_seed('window')}, chosen on the tuning prefix"))
         rows.append(("Counted from", f"sample {runs[0].start} on (warm-up, and reached by every shift)"))
     versions = {key: value for info in infos for key, value in (info.get("versions") or {}).items()}
     rows += [
