@@ -151,9 +151,7 @@ def how_it_was_run(board: Board) -> list[tuple[str, str]]:
     size = f"{_plain(first.get('stream_samples'))} samples of {by_seed('classes')} classes"
     cut = f"{_plain(first.get('steps'))} time steps of at most {_plain(first.get('chunk'))}"
     given = {key[7:]: value for key, value in runs[0].settings.items() if key.startswith("stream.")}
-    settings = (
-        f"{key}={value}" for key, value in given.items() if key not in ("_target_", "seed") and value is not None
-    )
+    said = {key: value for key, value in given.items() if key not in ("_target_", "seed") and value is not None}
     rows = [
         ("Stream", f"{board.stream}: {size} in {cut}"),
         ("Settings", ", ".join(f"{key}={value}" for key, value in said.items())),
