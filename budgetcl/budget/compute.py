@@ -96,6 +96,12 @@ class Compute:
         self._charge(((category, price.total, price.id),), price.network)
         return self._run(network, x)
 
+    def price(self, network: Network, x: Tensor) -> int:
+        """Return the FLOPs of a :meth:`forward` on images of this shape, without making it; asking costs nothing."""
+        network.eval()
+        with self._unwatched():
+            return self.prices.forward(network, x).total
+
     def gradient(
         self, objective: Objective, network: Network, batch: Batch, category: str
     ) -> tuple[Mapping[str, Tensor], Outputs]:
@@ -197,7 +203,7 @@ class Compute:
         self._step = step.number
         with self._unwatched():
             allowance, update = (
-                self.budget.allowance(self.reference, step.classes),
+                self.budget.allowance(self.reference, step.classes, len(step.revealed)),
                 self.reference.update(step.classes),
             )
         self.ledger.open(step.number, allowance, carry_cap=update)

@@ -82,9 +82,9 @@ class GradientLearner:
         """
         self._take_in(step, revealed, compute)
         place = Place(self._seed, step.number, self.memory, revealed, self.network, compute)
-        self._sampler.begin(place)
         updates = 0
         try:
+            self._sampler.begin(place)
             while True:
                 self._update(place, updates)
                 updates += 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from budgetcl.budget.compute import Compute
 from budgetcl.errors import UserError
@@ -47,10 +48,9 @@ class Place:
             part = rows[start : start + size]
             yield part, self.compute.forward(self.network, self.revealed.images(self.memory.index[part]), category)
 
-    def price(self, size: int = 256) -> float:
-        """Return the FLOPs of one image's forward."""
-        x = self.revealed.images(self.memory.index[:1])
-        return self.compute.prices.forward(self.network, x.expand(size, *x.shape[1:])).total / size
+    def price(self) -> int:
+        """Return the FLOPs of one image's forward; asking costs nothing."""
+        return self.compute.price(self.network, torch.empty(1, *self.revealed.image_shape, dtype=torch.uint8))
 
 
 class Sampler(Protocol):

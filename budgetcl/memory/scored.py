@@ -28,7 +28,8 @@ class MaxLoss:
     def begin(self, place: Place) -> None:
         """Score the candidates of this step."""
         self._place = place
-        n = min(int(self.spend * place.compute.ledger.remaining / place.price()), len(place.memory))
+        price = place.price() + scores(1, place.network.head.classes)
+        n = min(int(self.spend * place.compute.ledger.remaining) // price, len(place.memory))
         if n < 1:
             raise UserError(
                 f"spend={self.spend:g} of this step's allowance does not pay for scoring one image: raise it"
