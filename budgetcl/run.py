@@ -13,6 +13,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from budgetcl.assemble import build, make_parts, method_label, plain, run_id
+from budgetcl.errors import UserError
 from budgetcl.loop import Progress, run
 from budgetcl.records.record import Record, Results
 from budgetcl.streams.batch import Source
@@ -26,6 +27,9 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> Results
         overrides: what was overridden on the command line; it tells rows of one method apart.
         several: whether this is one of several runs; it then says one line at its end.
     """
+    for key in ("output", "name"):
+        if cfg[key] in (None, ""):
+            raise UserError(f"{key}={cfg[key]!r} given; the name of a folder is expected")
     config = plain(cfg)
     parts, metrics, tracker = make_parts(cfg), build(cfg.metrics), build(cfg.tracker)
     stream = parts.source.stream
@@ -37,17 +41,20 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> Results
         "group": cfg.method.group,
         "seed": cfg.seed,
         "stream": stream.name,
-        "budget": {"updates": parts.compute.budget.updates, "flops": parts.compute.budget.flops},
+        "notes": list(stream.notes),
+        "budget": {name: getattr(parts.compute.budget, name) for name in ("updates", "passes", "flops")},
         "rest": parts.compute.budget.rest,
         "free": list(parts.compute.budget.free),
         "device": str(parts.compute.device),
         "threads": cfg.threads,
         "precision": cfg.precision,
     }
-    folder = Path(cfg.output) / cfg.name / f"{_safe(method)}-{stream.name}-{cfg.seed}-{identity}"
+    folder = Path(str(cfg.output)) / str(cfg.name) / f"{_safe(method)}-{stream.name}-{cfg.seed}-{identity}"
     record = Record(folder, OmegaConf.to_yaml(OmegaConf.create(config)), info, stream)
     tracker.begin({**info, "fingerprint": stream.fingerprint()}, config)
     narrator = _Narrator(quiet=several)
+    for note in () if several else stream.notes:
+        print(f"note: {note}")
 
     def narrate(progress: Progress) -> None:
         narrator(progress)
@@ -105,6 +112,8 @@ def _pictures(source: Source, path: Path, count: int = 12) -> None:
 
 
 def _finite(value: Any) -> Any:
+    """Return a number as JSON holds it; None where it is none. Metrics may return numbers of numpy or torch."""
+    value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

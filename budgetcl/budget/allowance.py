@@ -68,41 +68,46 @@ class Budget:
 
     Args:
         updates: the allowance of a step, as a number of reference updates (C in BudgetCL, CVPR 2023); may be a
-            fraction. Give this or ``flops``.
+            fraction. Give this, ``passes`` or ``flops``.
+        passes: the allowance of a step, as reference passes over what it reveals: 3 are three times as many images
+            as it reveals, in reference batches.
         flops: the allowance of a step, in FLOPs.
         rest: what becomes of what does not pay for one more update: "stop" forfeits it, "truncate" spends it on a
             smaller last batch, "carry" moves at most one reference update to the next step.
         free: categories that are recorded but not charged: a control that no leaderboard takes.
 
     Raises:
-        UserError: both or none of ``updates`` and ``flops``, a negative number, an unknown name.
+        UserError: none or several of ``updates``, ``passes`` and ``flops``, a negative number, an unknown name.
     """
 
     def __init__(
         self,
         updates: float | None = None,
+        passes: float | None = None,
         flops: int | None = None,
         rest: str = "stop",
         free: Iterable[str] = (),
     ) -> None:
-        if (updates is None) == (flops is None):
-            raise UserError(
-                f"budget.updates={updates} and budget.flops={flops} given; "
-                "exactly one is expected: set the other to null"
-            )
+        given = {"updates": updates, "passes": passes, "flops": flops}
+        if sum(value is not None for value in given.values()) != 1:
+            said = ", ".join(f"budget.{name}={value}" for name, value in given.items())
+            raise UserError(f"{said} given; exactly one of them is expected: set the others to null")
         if flops is not None:
             at_least(1, **{"budget.flops": flops})
-        elif isinstance(updates, bool) or not isinstance(updates, (int, float)) or not 0 < updates < 1e12:
-            raise UserError(f"budget.updates={updates!r} given; a positive number is expected")
+        for name, value in (("updates", updates), ("passes", passes)):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12
+            ):
+                raise UserError(f"budget.{name}={value!r} given; a positive number is expected")
         one_of(("stop", "truncate", "carry"), **{"budget.rest": rest})
         self.free = tuple(free)
         for category in self.free:
             one_of(CATEGORIES, **{"budget.free": category})
-        self.updates, self.flops, self.rest = updates, flops, rest
+        self.updates, self.passes, self.flops, self.rest = updates, passes, flops, rest
 
-    def allowance(self, reference: Reference, classes: int) -> int:
-        """Return the FLOPs that a step with this many classes may cost."""
+    def allowance(self, reference: Reference, classes: int, revealed: int) -> int:
+        """Return the FLOPs that a step with this many classes, which reveals this many samples, may cost."""
         if self.flops is not None:
             return self.flops
-        assert self.updates is not None
-        return int(self.updates * reference.update(classes))
+        updates = self.updates if self.updates is not None else (self.passes or 0) * revealed / reference.batch
+        return int(updates * reference.update(classes))
