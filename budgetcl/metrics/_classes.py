@@ -49,6 +49,10 @@ class RowMetric(Metric):
         finally:
             self._one_batch = False
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot a value, several, or (None) that of now; returns (figure, axes). Needs matplotlib."""
+        return self._plot(val, ax)
+
     def _value(self, value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64, device=self.device)
 

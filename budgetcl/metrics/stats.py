@@ -282,8 +282,8 @@ def _deviations(
         for row in of_block:
             within += row[rng.integers(steps, size=(resamples, blocks))].mean(axis=1) / seeds
     inflation = np.sqrt(blocks / (blocks - 1)) if blocks > 1 else 0.0
-    if block > 1 and together.any():
-        long = block * together.var(axis=1).mean()
+    long = block * together.var(axis=1).mean()
+    if block > 1 and long > 0:
         short = block // 2 * _block_means(signal, block // 2).var(axis=1).mean()
         inflation *= np.sqrt(1 + max(0.0, 1 - short / long) * (block // 2) / (block - block // 2))
     within *= inflation
