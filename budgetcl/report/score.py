@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def read_log(
             yield converter.convert(part)
     except UserError:
         raise
-    except (ValueError, OSError, EOFError, KeyError) as error:  # pyarrow's and zip's errors are among them
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:  # pyarrow's errors are among them
         raise UserError(f"{path.name} cannot be read after row {converter.row}: {shown._line(error)}") from error
 
 
