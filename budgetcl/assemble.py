@@ -52,7 +52,10 @@ def conf_folder() -> Path:
 
 def device_of(name: str) -> torch.device:
     """Return the device of a name; "auto" takes CUDA, then MPS, then the CPU."""
-    one_of(("auto", "cpu", "cuda", "mps"), device=name.split(":")[0])
+    kind, _, number = str(name).partition(":")
+    one_of(("auto", "cpu", "cuda", "mps"), device=kind)
+    if number and not (kind == "cuda" and number.isdecimal() and int(number) < torch.cuda.device_count()):
+        raise UserError(f"device={name} given; torch finds {torch.cuda.device_count()} CUDA devices, counted from 0")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -120,7 +123,7 @@ def method_label(name: str, overrides: Sequence[str]) -> str:
         for override in overrides
         if override.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] not in _NOT_THE_METHOD
     ]
-    return f"{name}({','.join(changes)})" if changes else name
+    return f"{name}({','.join(changes)})" if changes else str(name)
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -134,7 +137,10 @@ def compose(overrides: Sequence[str]) -> DictConfig:
             at = overrides.index(option)
             if at + 1 == len(overrides):
                 raise UserError(f"{option} given without a folder")
-            overrides[at : at + 2] = [f"hydra.searchpath=[file://{Path(overrides[at + 1]).absolute()}]"]
+            folder = Path(overrides[at + 1]).absolute()
+            if not folder.is_dir():
+                raise UserError(f"{option} {overrides[at + 1]} given; that is no folder")
+            overrides[at : at + 2] = [f"hydra.searchpath=[file://{folder}]"]
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
         return hydra_compose("run", overrides=overrides)
 

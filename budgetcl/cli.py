@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import budgetcl
 from budgetcl.errors import UserError, nearest
@@ -34,20 +34,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(given)
     except UserError as error:
-        print(f"budgetcl: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except OSError as error:
-        print(f"budgetcl: {error.strerror or error}: {error.filename or 'disk'}", file=sys.stderr)
+        _complain(f"{error.strerror or error}: {error.filename or 'disk'}")
         return 2
     except KeyboardInterrupt:
         print("budgetcl: stopped; the record so far is readable and says that it is unfinished", file=sys.stderr)
         return 130
 
 
+def _complain(text: str) -> None:
+    print(f"budgetcl: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses bad arguments in one line, like everything else here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def _dispatch(given: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="budgetcl", description="Continual learning under an enforced compute budget."
-    )
+    parser = _Parser(prog="budgetcl", description="Continual learning under an enforced compute budget.")
     parser.add_argument("--version", action="version", version=f"budgetcl {budgetcl.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     commands.add_parser("run", help="run an experiment (hydra overrides; -m for several)", add_help=False)
@@ -96,27 +105,42 @@ def _run(arguments: list[str]) -> int:
     from budgetcl.assemble import compose
     from budgetcl.run import execute
 
+    arguments = [part for argument in arguments for part in _separated(argument)]
     with _one_line_errors():
         if any(argument.startswith("-") and argument not in ("--config-dir", "-cd") for argument in arguments):
             _hydra(arguments)
         else:
             overrides = [
-                a for a, before in zip(arguments, ["", *arguments]) if not before.startswith("-") and a[0] != "-"
+                argument
+                for argument, before in zip(arguments, ["", *arguments])
+                if not argument.startswith("-") and not before.startswith("-")
             ]
             execute(compose(arguments), overrides, several=False)
     return 0
 
 
+def _separated(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith(("--config-dir=", "-cd=")) else [argument]
+
+
 def _hydra(arguments: list[str]) -> None:
     """Hand over to hydra: several runs (-m), or its own flags (--cfg job, --info, ...)."""
     import hydra
+    from hydra._internal.utils import get_args_parser
 
     from budgetcl.assemble import conf_folder
 
+    flags = get_args_parser()
+    flags.error = _refuse_flag  # type: ignore[method-assign]
+    flags.parse_args(arguments)
     # Without this hydra prints a shortened traceback and exits by itself; here every error becomes one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["budgetcl", *arguments]
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="run")(_one_of_several)()
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    raise UserError(f"{message}; settings are given as key=value, see budgetcl run --help")
 
 
 def _one_of_several(cfg: DictConfig) -> None:
@@ -129,7 +153,7 @@ def _one_of_several(cfg: DictConfig) -> None:
     try:
         execute(cfg, overrides, several=True)
     except (UserError, OSError) as error:
-        print(f"budgetcl: {' '.join(overrides)}: {error}", file=sys.stderr, flush=True)
+        _complain(f"{' '.join(overrides)}: {error}")
         raise UserError("a run of the sweep failed; what it said stands above") from None
 
 
