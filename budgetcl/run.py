@@ -16,6 +16,7 @@ from budgetcl.assemble import build, make_parts, method_label, plain, run_id
 from budgetcl.errors import UserError
 from budgetcl.loop import Progress, run
 from budgetcl.records.record import Record, Results
+from budgetcl.records.tracker import Guarded
 from budgetcl.streams.batch import Source
 
 
@@ -31,7 +32,7 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> Results
         if cfg[key] in (None, ""):
             raise UserError(f"{key}={cfg[key]!r} given; the name of a folder is expected")
     config = plain(cfg)
-    parts, metrics, tracker = make_parts(cfg), build(cfg.metrics), build(cfg.tracker)
+    parts, metrics, tracker = make_parts(cfg), build(cfg.metrics), Guarded(build(cfg.tracker))
     stream = parts.source.stream
     method, identity = method_label(cfg.method.name, overrides), run_id(config)
     info: dict[str, Any] = {

@@ -313,7 +313,9 @@ def _commit() -> str | None:
     here = Path(budgetcl.__file__).parent
     if not (here.parent / ".git").exists():
         return None
-    answer = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
-    )
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # no git, or none that answers: a note less
+        return None
     return answer.stdout.strip() or None

@@ -23,10 +23,40 @@ class Tracker:
         """End a run: its summary, and the ledger as columns."""
 
 
+class Guarded(Tracker):
+    """Keeps a tracker from stopping a run: whatever goes wrong in it is said once, and the run goes on without it.
+
+    Args:
+        tracker: any tracker.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker: Tracker | None = tracker
+
+    def begin(self, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Begin a run."""
+        self._try(lambda tracker: tracker.begin(info, config))
+
+    def step(self, number: int, values: Mapping[str, float]) -> None:
+        """Note the numbers of a time step."""
+        self._try(lambda tracker: tracker.step(number, values))
+
+    def end(self, summary: Mapping[str, Any], ledger: Mapping[str, np.ndarray]) -> None:
+        """End a run."""
+        self._try(lambda tracker: tracker.end(summary, ledger))
+
+    def _try(self, action: Callable[[Tracker], None]) -> None:
+        if self._tracker is None:
+            return
+        try:
+            action(self._tracker)
+        except Exception as error:  # whatever its library raises
+            name, self._tracker = type(self._tracker).__name__, None
+            warnings.warn(f"{name} failed and is left out of this run: {error}", RuntimeWarning, stacklevel=3)
+
+
 class Wandb(Tracker):
     """Weights & Biases: step metrics, configuration, ledger and summary, grouped by sweep.
-
-    Whatever goes wrong is said once and changes nothing else.
 
     Args:
         project: the project's name.
@@ -38,13 +68,9 @@ class Wandb(Tracker):
     def __init__(self, project: str, mode: str, folder: str, group: str | None = None) -> None:
         self.project, self.mode, self.folder, self.group = project, mode, folder, group
         self._run: Any = None
-        self._failed = False
 
     def begin(self, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """Start wandb's run."""
-        self._try(lambda: self._begin(info, config))
-
-    def _begin(self, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         import wandb
 
         Path(self.folder).mkdir(parents=True, exist_ok=True)
@@ -61,25 +87,13 @@ class Wandb(Tracker):
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
         """Log the numbers of a time step."""
-        self._try(lambda: self._run.log(dict(values), step=number))
+        self._run.log(dict(values), step=number)
 
     def end(self, summary: Mapping[str, Any], ledger: Mapping[str, np.ndarray]) -> None:
         """Log the ledger as a table, the summary as the run's, and finish."""
-        self._try(lambda: self._end(summary, ledger))
-
-    def _end(self, summary: Mapping[str, Any], ledger: Mapping[str, np.ndarray]) -> None:
         import wandb
 
         rows = [list(row) for row in zip(*(column.tolist() for column in ledger.values()))]
         self._run.log({"ledger": wandb.Table(columns=list(ledger), data=rows)})
         self._run.summary.update(dict(summary))
         self._run.finish()
-
-    def _try(self, action: Callable[[], None]) -> None:
-        if self._failed:
-            return
-        try:
-            action()
-        except Exception as error:  # a tracker must never stop a run, whatever its library raises
-            self._failed = True
-            warnings.warn(f"wandb failed and is left out of this run: {error}", RuntimeWarning, stacklevel=2)
