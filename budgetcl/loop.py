@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from budgetcl.budget.compute import Compute
+from budgetcl.budget.ledger import Exhausted
 from budgetcl.errors import UserError
 from budgetcl.learners.learner import Learner
 from budgetcl.randomness import generator
@@ -152,8 +153,15 @@ class _Predict:
         return np.concatenate([np.empty(0, bool), *hits])
 
     def _some(self, step: int, seen: int, indices: IntArray, kind: str, shifts: IntArray) -> NDArray[np.bool_]:
-        with self._compute.predicting(step, len(indices), self._revealed.classes):
-            answer = self._learner.predict(Query(self._source.pixels, indices), self._compute)
+        query = Query(self._source.pixels, indices)
+        try:
+            with self._compute.predicting(step, len(indices), self._revealed.classes):
+                answer = self._learner.predict(query, self._compute)
+        except Exhausted as refusal:
+            raise UserError(
+                f"step {step}: predicting {len(indices)} images costs more than is free and the next allowance pays "
+                f"for ({refusal}): make predict() cheaper, or raise budget.updates (or budget.flops)"
+            ) from None
         if len(answer.classes) != len(indices):
             raise UserError(f"predict() returned {len(answer.classes)} answers to {len(indices)} images")
         target = self._source.stream.label[indices]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ class Budget:
             ):
                 raise UserError(f"budget.{name}={value!r} given; a positive number is expected")
         one_of(("stop", "truncate", "carry"), **{"budget.rest": rest})
-        self.free = tuple(free)
+        self.free = (free,) if isinstance(free, str) else tuple(free)
         for category in self.free:
             one_of(CATEGORIES, **{"budget.free": category})
         self.updates, self.passes, self.flops, self.rest = updates, passes, flops, rest
@@ -109,5 +110,7 @@ class Budget:
         """Return the FLOPs that a step with this many classes, which reveals this many samples, may cost."""
         if self.flops is not None:
             return self.flops
-        updates = self.updates if self.updates is not None else (self.passes or 0) * revealed / reference.batch
-        return int(updates * reference.update(classes))
+        # Exact: the product may exceed what a float can hold to the FLOP, and naive training would lack an update.
+        if self.updates is not None:
+            return int(Fraction(str(self.updates)) * reference.update(classes))
+        return int(Fraction(str(self.passes)) * revealed * reference.update(classes) / reference.batch)

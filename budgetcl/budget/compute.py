@@ -72,6 +72,7 @@ class Compute:
         self.ledger = Ledger(budget.rest, budget.free)
         self.audit: Audit | None = None
         self.updates = 0
+        self.most = 0  # what a step like the open one can have at most, in FLOPs: what may be carried in included
         # A context of its own per use: autocast contexts do not nest; in fp32 none is made.
         self._autocast: Callable[[], AbstractContextManager[object]] = (
             partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
@@ -206,6 +207,7 @@ class Compute:
                 self.budget.allowance(self.reference, step.classes, len(step.revealed)),
                 self.reference.update(step.classes),
             )
+        self.most = allowance + (update if self.budget.rest == "carry" else 0)
         self.ledger.open(step.number, allowance, carry_cap=update)
         yield
         self.ledger.close()

@@ -61,6 +61,8 @@ class GradientLearner:
         seed: int = 0,
     ) -> None:
         at_least(1, **{"learner.batch": batch})
+        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or not clip > 0):
+            raise UserError(f"clip={clip!r} given; a number above 0, or null, is expected")
         known = getattr(backbone, "head_weight", None), getattr(backbone, "head_bias", None)
         self.network = Network(backbone, head(backbone.feature_dim, weight=known[0], bias=known[1]), batch_norm)
         self.memory = Memory()
@@ -89,11 +91,12 @@ class GradientLearner:
                 self._update(place, updates)
                 updates += 1
         except Exhausted as refusal:
-            if updates == 0 and compute.budget.rest != "carry":
+            carries = compute.budget.rest == "carry"
+            if updates == 0 and (not carries or refusal.price > compute.most):
                 raise UserError(
-                    f"step {step.number}: the allowance of {compute.ledger.allowance:,} FLOPs does not pay for one "
-                    f"update ({refusal}): raise budget.updates (or budget.flops), lower learner.batch, or set "
-                    "budget.rest=carry"
+                    f"step {step.number}: the allowance of {compute.most:,} FLOPs{' at most' if carries else ''} does "
+                    f"not pay for one update ({refusal}): raise budget.updates (or budget.flops), or lower "
+                    f"learner.batch{'' if carries else ', or set budget.rest=carry'}"
                 ) from None
         if self._objective.teacher:
             self.teacher = _frozen_copy(self.network)
