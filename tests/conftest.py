@@ -1,0 +1,112 @@
+"""What several tests share: tiny runs of the real protocol, kept in memory."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from budgetcl.assemble import compose, make_parts
+from budgetcl.budget.prices import Prices
+from budgetcl.loop import run
+
+# Two streams small enough for tests. Glyphs: 10 classes to begin with, 9 streamed in three steps. Uploads: 96 samples
+# in six steps, predicted ahead at three shifts.
+STREAMS = {
+    "glyphs": (
+        "stream=glyphs", "stream.pretrain_classes=10", "stream.stream_classes=9", "stream.steps=3", "stream.train=8",
+        "stream.pretrain_train=8", "stream.test=3", "reference.batch=8", "budget.updates=4",
+    ),
+    "uploads": (
+        "stream=uploads", "stream.samples=96", "stream.prefix=400", "stream.classes=20", "stream.burst=6",
+        "stream.shifts=[0,16,32]", "stream.shift=32", "stream.retention=16", "stream.occasions=3",
+        "reference.batch=8", "budget.updates=3",
+    ),
+}  # fmt: skip
+
+
+class Kept:
+    """Stands where a record does and keeps what is written."""
+
+    folder = None
+
+    def __init__(self):
+        self._parts = []
+
+    def log(self, **columns):
+        n = len(columns["index"])
+        self._parts.append({name: np.broadcast_to(np.asarray(value), (n,)) for name, value in columns.items()})
+
+    def finish(self, steps, ledger, prices, **info):
+        self.steps, self.prices, self.info = {k: np.array(v) for k, v in steps.items()}, prices, info
+        self.ledger = {name: np.array(column) for name, column in ledger.items()}
+        return self
+
+    interrupt = finish
+
+    @property
+    def predictions(self):
+        return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
+
+    def audit(self):
+        return self.info["audit"]
+
+    def category(self, name, column="charged"):
+        """Sums of one category, by step."""
+        sums = np.zeros(len(self.steps["updates"]), np.int64)
+        mine = self.ledger["category"] == name
+        np.add.at(sums, self.ledger["step"][mine], self.ledger[column][mine])
+        return sums.tolist()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """(stream, method, *overrides) -> what it takes to run it: source, learner, compute, cfg."""
+    shared = Prices()  # prices depend on shapes alone, so runs may share them; one test shows that they do not differ
+
+    def make(stream, method, *overrides, prices=shared, source=None):
+        cfg = compose([*STREAMS[stream], f"method={method}", *overrides])
+        parts = make_parts(cfg, source)
+        if prices is not None:
+            parts.compute.prices = parts.compute.reference._prices = prices
+        return SimpleNamespace(source=parts.source, learner=parts.learner, compute=parts.compute, cfg=cfg)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def go(tiny):
+    """(stream, method, *overrides) -> the kept run, with its parts as ``run.parts``; runs without changes are kept."""
+    kept = {}
+
+    def make(stream, method, *overrides, change=None, **kwargs):
+        key = (stream, method, *overrides)
+        if change is None and not kwargs and key in kept:
+            return kept[key]
+        parts = tiny(stream, method, *overrides, **kwargs)
+        if change is not None:
+            change(parts)
+        result = run(parts.source, parts.learner, parts.compute, Kept(), parts.cfg.seed, query_size=parts.cfg.query)
+        result.parts = parts
+        if change is None and not kwargs:
+            kept[key] = result
+        return result
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def same():
+    """(one, other) -> asserts that two tables are equal to the bit."""
+
+    def check(one, other):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+    return check
