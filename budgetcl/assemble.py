@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,8 @@ from budgetcl.models.heads import LinearHead
 from budgetcl.models.network import Network
 from budgetcl.objectives.cross_entropy import CrossEntropy
 from budgetcl.streams.batch import Source
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 # What a result depends on; the rest (device, output, tracker, name) is recorded, not hashed.
 SCIENTIFIC = ("stream", "budget", "reference", "learner", "metrics", "seed", "threads", "precision")
@@ -48,6 +53,15 @@ def conf_folder() -> Path:
         if (folder / "run.yaml").exists():
             return folder
     raise UserError(f"the configuration is missing beside '{package}': install budgetcl again")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free instead of handing it back after each update: some 5 % of the CPU time."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
+            libc = ctypes.CDLL(None)
+            libc.mallopt(_MMAP_THRESHOLD, 1 << 28)
+            libc.mallopt(_TRIM_THRESHOLD, 1 << 28)
 
 
 def device_of(name: str) -> torch.device:
@@ -88,6 +102,7 @@ def make_parts(cfg: DictConfig, source: Source | None = None) -> Parts:
     at_least(0, seed=cfg.seed)
     at_least(1, threads=cfg.threads, query=cfg.query)
     torch.set_num_threads(cfg.threads)
+    keep_freed_memory()
     source = source or build(cfg.stream)
     prices = Prices()
     backbone = build(cfg.reference.backbone)
