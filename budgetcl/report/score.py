@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shift",
         default=None,
-        help="the near-future shift S: a number that the log holds, or auto: chosen on the labels of the warm-up",
+        help="the near-future shift S: a number that the log holds, or auto: chosen on the labels of the warm-up "
+        "(default: the record's own; else auto, where it can be chosen)",
     )
     parser.add_argument(
         "--column", action="append", default=[], metavar="OURS=YOURS", help="a column's name in the log: pred=y_hat"
@@ -59,10 +60,12 @@ def main(args: argparse.Namespace) -> int:
         UserError: an unreadable or truncated file, columns that are missing or hold what they should not, with the
             first such row; a shift that the log does not hold.
     """
-    wanted = _wanted(args.shift)
     path = args.log / "predictions.parquet" if args.log.is_dir() else args.log
+    about = _about(args.log)
+    wanted = _wanted(args.shift) if args.shift is not None else about.get("shift")
     labels = None if args.labels is None else _numbered(shown.read_labels(args.labels))
-    scorer = LogScorer(warmup=args.warmup, samples=args.samples)
+    samples = args.samples if args.samples is not None else about.get("stream_samples") or None
+    scorer = LogScorer(warmup=args.warmup, samples=samples)
     for part in read_log(path, _renamed(args.column), labels):
         scorer.add(part)
     scores = scorer.scores()
@@ -71,7 +74,7 @@ def main(args: argparse.Namespace) -> int:
     shift, choice, note = _near_future(scores, wanted, stream, chunk)
     result = _result(scores, shift, choice, note, _blind(scores, stream, chunk), chunk)
     _print(result, scores, choice)
-    out = args.out or Path("outputs") / "score" / path.stem
+    out = args.out or Path("outputs") / "score" / (args.log.name if args.log.is_dir() else path.stem)
     out.mkdir(parents=True, exist_ok=True)
     (out / "scores.json").write_text(json.dumps(_plain(result), indent=1) + "\n", encoding="utf-8")
     (out / "report.html").write_text(page(path.name, result, scores), encoding="utf-8")
@@ -79,8 +82,14 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _wanted(text: str | None) -> int | str | None:
-    if text is None or text == "auto":
+def _about(log: Path) -> dict[str, Any]:
+    """Return what a record says of its run: the shift chosen on the prefix, and the stream's length."""
+    file = log / "run.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _wanted(text: str) -> int | str:
+    if text == "auto":
         return text
     if not text.isdigit():
         raise UserError(f"--shift {text} given; a number of samples of at least 0, or auto, is expected")
@@ -320,7 +329,8 @@ def _near_future(
         if wanted:
             raise UserError(note)
         return None, curve, note
-    return curve.shift, curve, ""
+    note = f"S was chosen on the {len(prefix):,} labels of the warm-up; none above {curve.block // 4} could be"
+    return curve.shift, curve, note
 
 
 def _blind(scores: Scores, stream: NDArray[np.int64], chunk: int) -> dict[int, tuple[int | None, float]]:
@@ -415,7 +425,7 @@ def _print(result: Mapping[str, Any], scores: Scores, choice: ShiftCurve | None)
     from rich.table import Table
 
     console = Console(highlight=False)
-    if scores.samples:
+    if scores.curve:
         console.print(
             f"{scores.samples:,} streamed samples, {result['chunk']} predicted at once; positions from "
             f"{scores.start:,} on count"
@@ -464,7 +474,7 @@ td:first-child,th:first-child{{text-align:left}}svg{{max-width:100%;height:auto}
 def page(name: str, result: Mapping[str, Any], scores: Scores) -> str:
     """Return the page: the same tables as printed, and plots as inline SVG; no script, nothing fetched."""
     parts = []
-    if scores.samples:
+    if scores.curve:
         parts.append(
             f"<p>{scores.samples:,} streamed samples, {result['chunk']} predicted at once; positions from "
             f"{scores.start:,} on count.</p>"
