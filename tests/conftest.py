@@ -79,16 +79,18 @@ def go(tiny):
     """(stream, method, *overrides) -> the kept run, with its parts as ``run.parts``; runs without changes are kept."""
     kept = {}
 
-    def make(stream, method, *overrides, change=None, **kwargs):
+    def make(stream, method, *overrides, change=None, audit=None, **kwargs):
         key = (stream, method, *overrides)
-        if change is None and not kwargs and key in kept:
+        plain = change is None and audit is None and not kwargs
+        if plain and key in kept:
             return kept[key]
         parts = tiny(stream, method, *overrides, **kwargs)
         if change is not None:
             change(parts)
-        result = run(parts.source, parts.learner, parts.compute, Kept(), parts.cfg.seed, query_size=parts.cfg.query)
+        seed = parts.cfg.seed if audit is None else audit  # in the loop, it chooses the audited step and nothing else
+        result = run(parts.source, parts.learner, parts.compute, Kept(), seed, query_size=parts.cfg.query)
         result.parts = parts
-        if change is None and not kwargs:
+        if plain:
             kept[key] = result
         return result
 
