@@ -1,12 +1,13 @@
 """The protocol: rates, blind learners, the audit, determinism, teachers."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from budgetcl.assemble import compose, conf_folder, plain, run_id
+from budgetcl.configuration import compose, conf_folder, plain, run_id
 from budgetcl.errors import UserError
 from budgetcl.learners.learner import Predictions
 from budgetcl.metrics.blind import blind_predictions
@@ -56,7 +57,7 @@ def rates_of(go, *arguments):
 def test_the_first_rate_of_each_step_is_the_peak_and_the_rates_fall_to_no_less_than_zero(go, method, rest):
     for step in rates_of(go, "glyphs", method, "budget.updates=5.6", f"budget.rest={rest}", "optimiser.lr=0.25"):
         assert step[0] == 0.25
-        assert all(later < earlier for earlier, later in zip(step, step[1:]))
+        assert all(later < earlier for earlier, later in pairwise(step))
         assert step[-1] > 0
 
 
@@ -321,7 +322,7 @@ def test_an_answer_is_logged_with_its_rank_and_its_target(go):
     # Classes are numbered by reveal: the pretraining classes by code, then each step's by code.
     bounds = run.parts.source.stream.bounds
     code = list(range(10))
-    for low, high in zip(bounds, bounds[1:]):
+    for low, high in pairwise(bounds):
         code += sorted(set(label[low:high].tolist()))
     answers = np.concatenate([a.classes for a in asked])
     top = np.concatenate([a.top for a in asked])
