@@ -45,19 +45,23 @@ class _Codes:
     classes: int
     values: NDArray[Any] | int  # the label of each code, or what must be added to a code
 
-    def decode(self, codes: NDArray[np.int32]) -> NDArray[Any]:
-        """Return the labels of codes; -1 becomes a value that is no label."""
-        if isinstance(self.values, np.ndarray) and self.values.dtype.kind == "U":
-            return np.append(self.values, "")[codes]
-        if isinstance(self.values, np.ndarray):
-            return np.append(self.values, min(int(self.values[0]), 0) - 1)[codes]
-        nothing = min(self.values, 0) - 1
-        labels = codes.astype(np.int64)
-        if self.values:
-            labels += self.values
-        if nothing != self.values - 1:
-            labels[codes < 0] = nothing
-        return labels
+    @property
+    def nothing(self) -> Any:
+        """A value of the labels' type that is no label."""
+        if isinstance(self.values, int):
+            return min(self.values, 0) - 1
+        return "" if self.values.dtype.kind == "U" else min(int(self.values[0]), 0) - 1
+
+    def empty(self, n: int) -> NDArray[Any]:
+        """Return room for n labels."""
+        return np.empty(n, dtype=np.int64 if isinstance(self.values, int) else self.values.dtype)
+
+    def decode(self, codes: NDArray[np.int32], out: NDArray[Any]) -> None:
+        """Write the labels of codes into ``out``; what stands for the code -1 is left to the caller."""
+        if isinstance(self.values, int):
+            np.add(codes, self.values, out=out, dtype=np.int64)
+        else:
+            out[:] = self.values[codes]
 
 
 def _encode(labels: Array) -> _Codes:
@@ -141,12 +145,12 @@ def blind_predictions(labels: Array, window: int | None, delay: int = 0, chunk: 
     coded = _encode(labels)
     n = len(coded.codes)
     _inside(n, [delay])
-    nothing = coded.decode(np.array([-1], dtype=np.int32))
-    predictions = np.empty(n, dtype=nothing.dtype)
-    predictions[:delay] = nothing
+    predictions = coded.empty(n)
     for start, modes in _modes(coded.codes, coded.classes, window, chunk, _worth_compiling(n)):
-        kept = modes[: max(0, n - delay - start)]
-        predictions[delay + start : delay + start + len(kept)] = coded.decode(kept)
+        stop = min(n, delay + start + len(modes))
+        if delay + start < stop:
+            coded.decode(modes[: stop - delay - start], predictions[delay + start : stop])
+    predictions[: delay + chunk] = coded.nothing
     return torch.from_numpy(predictions).to(labels.device) if isinstance(labels, Tensor) else predictions
 
 

@@ -65,7 +65,7 @@ class _Bytes:
 
     def reach(self, end: int) -> None:
         if end > len(self.values):
-            grown = np.zeros(max(end, 2 * len(self.values)), dtype=np.uint8)
+            grown = np.zeros(max(end, 5 * len(self.values) // 4), dtype=np.uint8)
             grown[: len(self.values)] = self.values
             self.values = grown
         self.length = max(self.length, end)
@@ -259,16 +259,17 @@ class LogScorer:
             if start >= samples:
                 raise UserError(f"shift={max(self._ahead)} leaves nothing of a stream of {samples} samples")
             for shift in sorted(self._ahead):
-                bits = self._ahead[shift].since(start, samples)
-                present, right = int((bits >> 2).sum()), int((bits & HIT).sum())
+                blocks = _blocks(self._ahead[shift].since(start, samples))
+                present, right, top = blocks.sum(axis=1).tolist()
                 if not present:
                     raise UserError(f"no row at shift={shift} lies behind position {start}, where the warm-up ends")
                 curve[shift], missing[shift] = right / present, samples - start - present
-                along[shift] = _blocks(bits)
+                with np.errstate(invalid="ignore"):
+                    along[shift] = blocks[1] / blocks[0]
                 if shift == 0:
                     numbers["online_accuracy"] = curve[0]
                     if self._has_top5:
-                        numbers["online_top5"] = int(((bits & TOP5) > 0).sum()) / present
+                        numbers["online_top5"] = top / present
         if self._cells:
             numbers |= self._heldout_numbers()
         if self._retained[0]:
@@ -310,13 +311,11 @@ class LogScorer:
         return numbers
 
 
-def _blocks(bits: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return accuracy in equal stretches, NaN where nothing was predicted."""
+def _blocks(bits: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return (3, blocks): rows, hits and top-5 hits in equal stretches."""
     bounds = np.linspace(0, len(bits), min(TIME_BLOCKS, len(bits)) + 1).astype(np.int64)
-    right = np.array([int((part & HIT).sum()) for part in np.split(bits, bounds[1:-1])])
-    count = np.array([int((part >> 2).sum()) for part in np.split(bits, bounds[1:-1])])
-    with np.errstate(invalid="ignore"):
-        return right / count
+    parts = np.split(bits, bounds[1:-1])
+    return np.array([[np.count_nonzero(part & bit) for part in parts] for bit in (PRESENT, HIT, TOP5)], dtype=np.int64)
 
 
 class _Thinned:
