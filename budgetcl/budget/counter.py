@@ -284,7 +284,9 @@ def _reader(func: Any) -> _Reader:
             return _free  # with a number
         return _reader_of(func, name)
     namespace, _, base = name.partition("::")
-    if torch.Tag.pointwise in func.tags or torch.Tag.inplace_view in func.tags or func.is_view or namespace == "prim":
+    if torch.Tag.pointwise in func.tags or torch.Tag.inplace_view in func.tags or func.is_view:
+        return _free
+    if namespace in ("prim", "profiler"):
         return _free
     if namespace == "aten" and (base in _FREE or base.startswith(_FREE_FAMILIES)):
         return _free

@@ -3,7 +3,9 @@
 On a time-stamped stream the head gains a class at nearly every step, and tracing each size costs milliseconds. Two
 traces that differ only in a few sizes (the number of classes, a teacher's) correspond operator by operator; each entry
 of their shapes is the same in both, or a multiple of one of these sizes. Then the bill of any other size follows.
-Whatever does not fit that pattern is traced.
+Whatever does not fit that pattern is traced. A pattern is trusted up to twice the largest size traced; the next size is
+traced again and compared. Shapes that follow the number of classes in steps (its half, rounded) could pass for constant
+in between; the audited step would show it.
 """
 
 from __future__ import annotations

@@ -331,7 +331,8 @@ def _on_fakes(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> lis
 
 def _for_real(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> list[Event]:
     devices = {t.device for t in _tensors(model)}
-    model, objective = _copied(model, objective, {})
+    results = {id(t): t.detach().clone() for t in _tensors(model) if not t.is_leaf}  # deepcopy does not take them
+    model, objective = _copied(model, objective, results)
     if len(devices) == 1:
         device = devices.pop()
         inputs = _mapped(inputs, lambda tensor: tensor.to(device))
