@@ -102,7 +102,7 @@ def _dispatch(given: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from budgetcl.assemble import compose
+    from budgetcl.configuration import compose
     from budgetcl.run import execute
 
     arguments = [part for argument in arguments for part in _separated(argument)]
@@ -128,7 +128,7 @@ def _hydra(arguments: list[str]) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from budgetcl.assemble import conf_folder
+    from budgetcl.configuration import conf_folder
 
     flags = get_args_parser()
     flags.error = _refuse_flag  # type: ignore[method-assign]
@@ -179,7 +179,7 @@ def _said(error: BaseException) -> str:
     text = " ".join(str(error).split())
     key = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct.*?full_key: (\S+)", text)
     if key:
-        from budgetcl.assemble import known_keys
+        from budgetcl.configuration import known_keys
 
         given = key.group(1) or key.group(3)
         return f"no such key: {given}; {nearest(given, known_keys())}"
@@ -202,7 +202,7 @@ def _price(overrides: list[str]) -> int:
 
 
 def _list(group: str | None, config_dir: str | None) -> int:
-    from budgetcl.assemble import list_group
+    from budgetcl.configuration import list_group
 
     list_group(group, config_dir)
     return 0

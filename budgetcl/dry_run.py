@@ -15,9 +15,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from budgetcl.assemble import compose, make_parts
+from budgetcl.assemble import make_parts
 from budgetcl.budget.compute import Compute
 from budgetcl.budget.prices import Prices
+from budgetcl.configuration import compose
 from budgetcl.learners.learner import Learner
 from budgetcl.loop import Progress, run
 from budgetcl.objectives.cross_entropy import CrossEntropy

@@ -124,7 +124,7 @@ class _Predict:
 
     def ahead(self, step: TimeStep, audit: bool) -> float:
         """Predict what lies ahead, at all shifts together, and return the share of hits at the smallest one."""
-        shifts = np.concatenate([np.full(len(rows), shift) for shift, rows in step.ahead.items()] or [[]])
+        shifts = _joined(np.full(len(rows), shift) for shift, rows in step.ahead.items())
         hits = self._all(step, step.seen, _joined(step.ahead.values()), "ahead", shifts, audit)
         return _share(hits[shifts == min(step.ahead, default=0)])
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from budgetcl.assemble import build, make_parts, method_label, plain, run_id
+from budgetcl.assemble import build, make_parts
+from budgetcl.configuration import method_label, plain, run_id
 from budgetcl.errors import UserError
 from budgetcl.loop import Progress, run
 from budgetcl.records.record import Record, Results

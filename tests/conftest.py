@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from budgetcl.assemble import compose, make_parts
+from budgetcl.assemble import make_parts
 from budgetcl.budget.prices import Prices
+from budgetcl.configuration import compose
 from budgetcl.loop import run
 
 # Two streams small enough for tests. Glyphs: 10 classes to begin with, 9 streamed in three steps. Uploads: 96 samples

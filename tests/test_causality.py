@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from budgetcl.assemble import conf_folder
+from budgetcl.configuration import conf_folder
 from budgetcl.errors import Unrevealed, UserError
 from budgetcl.learners.learner import Predictions
 from budgetcl.loop import _hash

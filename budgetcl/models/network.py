@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from budgetcl.errors import one_of
+from budgetcl.models.heads import LinearHead
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,12 @@ class Network(nn.Module):
         batch_norm: "live" or "frozen": whether batch statistics are used and updated in training.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, batch_norm: str = "live") -> None:
+    backbone: nn.Module
+    head: LinearHead
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, backbone: nn.Module, head: LinearHead, batch_norm: str = "live") -> None:
         super().__init__()
         one_of(("live", "frozen"), batch_norm=batch_norm)
         self.backbone, self.head, self.batch_norm = backbone, head, batch_norm

@@ -21,8 +21,15 @@ class Objective(Protocol):
         teacher: whether ``batch.extra["teacher"]``, a teacher's logits (n, old classes), is wanted where there are any.
     """
 
-    key: Hashable
-    teacher: bool
+    @property
+    def key(self) -> Hashable:
+        """What tells two configurations apart."""
+        ...
+
+    @property
+    def teacher(self) -> bool:
+        """Whether a teacher is wanted."""
+        ...
 
     def __call__(self, network: Network, batch: Batch) -> tuple[Tensor, Outputs]:
         """Return the scalar loss and the network's outputs on the batch."""

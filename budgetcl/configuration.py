@@ -1,0 +1,117 @@
+"""The configuration: where it lies, how it is composed, what it is called. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import budgetcl
+from budgetcl.budget.formulas import ACCOUNTING_VERSION
+from budgetcl.errors import UserError, nearest
+
+# What a result depends on; the rest (device, output, tracker, name) is recorded, not hashed.
+SCIENTIFIC = ("stream", "budget", "reference", "learner", "metrics", "seed", "threads", "precision")
+# Overrides of these do not make another method.
+_NOT_THE_METHOD = ("method", "seed", "stream", "output", "name", "device", "tracker", "threads", "experiment", "hydra")
+
+
+def conf_folder() -> Path:
+    """Return where the configuration lies: inside the installed package, or beside it in a checkout."""
+    package = Path(budgetcl.__file__).parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "run.yaml").exists():
+            return folder
+    raise UserError(f"the configuration is missing beside '{package}': install budgetcl again")
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return a configuration as resolved, plain data."""
+    data = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items() if key != "hydra"}
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Return the hash of the scientific part of a configuration."""
+    data = {key: config[key] for key in SCIENTIFIC}
+    data["method"], data["accounting"] = config["method"]["name"], ACCOUNTING_VERSION
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def method_label(name: str, overrides: Sequence[str]) -> str:
+    """Return what a row is called: the method's name, and what was changed about it."""
+    changes = [
+        override
+        for override in overrides
+        if override.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] not in _NOT_THE_METHOD
+    ]
+    return f"{name}({','.join(changes)})" if changes else str(name)
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of some overrides without hydra's command line (``--config-dir`` is understood)."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    overrides = list(overrides)
+    for option in ("--config-dir", "-cd"):
+        if option in overrides:
+            at = overrides.index(option)
+            if at + 1 == len(overrides):
+                raise UserError(f"{option} given without a folder")
+            folder = Path(overrides[at + 1]).absolute()
+            if not folder.is_dir():
+                raise UserError(f"{option} {overrides[at + 1]} given; that is no folder")
+            overrides[at : at + 2] = [f"hydra.searchpath=[file://{folder}]"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+        return hydra_compose("run", overrides=overrides)
+
+
+def known_keys() -> list[str]:
+    """Return the keys of the default configuration, dotted, and the groups."""
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        if not isinstance(node, Mapping):
+            return []
+        keys = []
+        for key, value in node.items():
+            keys += [f"{prefix}{key}", *walk(value, f"{prefix}{key}.")]
+        return keys
+
+    return walk(OmegaConf.to_container(compose([]), resolve=False), "") + groups([conf_folder()])
+
+
+def groups(folders: Sequence[Path]) -> list[str]:
+    """Return the names of the configuration's groups."""
+    return sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()})
+
+
+def list_group(group: str | None, config_dir: str | None) -> None:
+    """Print the groups, or the choices of one with the line that describes each.
+
+    Raises:
+        UserError: there is no such group or folder.
+    """
+    folders = [conf_folder(), *([Path(config_dir)] if config_dir else [])]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {folder} given; that is no folder")
+    names = [name for name in groups(folders) if name not in ("hydra",)]
+    if group is None:
+        for name in names:
+            print(name)
+        return
+    found = next((name for name in names if group in (name, f"{name}s")), None)
+    if found is None:
+        raise UserError(f"no such group: {group}; {nearest(group, names)}")
+    choices = {path.stem: path for folder in folders for path in sorted((folder / found).glob("*.yaml"))}
+    width = max(map(len, choices), default=0)
+    for choice, path in choices.items():
+        comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        described = next((line for line in comments if not line.startswith("@package")), "")
+        print(f"{choice:<{width}}  {described}".rstrip())
