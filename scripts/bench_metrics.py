@@ -4,9 +4,9 @@
     python scripts/bench_metrics.py --samples 400000                      a look, in seconds
     python scripts/bench_metrics.py --out docs/benchmarks/metrics.md      write the table of the documentation
 
-Each measurement runs in a process of its own, so that its memory is its own; what is compiled is compiled before the
-clock starts. Memory is read from /proc (Linux). Labels are bursty: each stays with probability 1 - 1/48, else it is drawn from a power law over 10,000
-classes.
+Each measurement runs in a process of its own, so that its memory, read from /proc (Linux), is its own; what is compiled
+is compiled before the clock starts. Labels are bursty: each stays with probability 1 - 1/48, else it is drawn from a
+power law over 10,000 classes.
 """
 
 from __future__ import annotations

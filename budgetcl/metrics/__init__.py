@@ -6,7 +6,16 @@ The functions need torch and numpy only. The classes are loaded, and torchmetric
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors; at run time each name is loaded when it is asked for
+    from budgetcl.metrics.blind import *  # noqa: F403
+    from budgetcl.metrics.functional import *  # noqa: F403
+    from budgetcl.metrics.log import *  # noqa: F403
+    from budgetcl.metrics.online import *  # noqa: F403
+    from budgetcl.metrics.retention import *  # noqa: F403
+    from budgetcl.metrics.spending import *  # noqa: F403
+    from budgetcl.metrics.stats import *  # noqa: F403
 
 _WHERE = {
     "functional": (

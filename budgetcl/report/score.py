@@ -155,7 +155,7 @@ def _present(path: Path, names: Mapping[str, str], held: list[str]) -> dict[str,
 def _parquet(path: Path, names: dict[str, str]) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:  # else it holds whole row groups twice
         found = _present(path, names, file.schema_arrow.names)
         for batch in file.iter_batches(_BATCH, columns=list(found.values())):
             yield {ours: batch.column(theirs) for ours, theirs in found.items()}
