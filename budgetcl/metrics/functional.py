@@ -141,7 +141,7 @@ def _rows(hits: Tensor, index: Array | None, seen: Array | None, samples: int | 
             at = _first(twice)
             raise UserError(
                 f"rows {int(order[at])} and {int(order[at + 1])} both predict index {int(position[at])} after "
-                f"seen={int(known[at])} labels; one row for each index and shift is expected"
+                f"seen={int(known[at])} labels; give one row for each index and shift, or one shift at a time"
             )
         unique = not bool((position[1:] == position[:-1]).any())
     return _Rows(hits, position, known, samples, unique)
@@ -249,7 +249,8 @@ def near_future_accuracy(
 
     ``NFA(S) = 1 / |T| * sum over t in T of [pred_t^(S) = target_t]`` with T the positions from max(warm-up, S) on and
     pred^(S) the prediction with the smallest lead of at least S. With S behind the reach of label correlation
-    (:func:`budgetcl.metrics.select_shift`) repeating past labels no longer helps.
+    (:func:`budgetcl.metrics.select_shift`) repeating past labels no longer helps. Shifts that are not whole chunks
+    apart make some predictions twice; give the rows of one shift then (:func:`budgetcl.metrics.rows_of`).
 
     Args:
         pred: (n,) labels, or (n, classes) scores.
