@@ -1,0 +1,235 @@
+"""Every key of every component changes the draw, the weights, the price or the stream, or is refused."""
+
+import hashlib
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from PIL import Image
+
+from budgetcl.assemble import build
+from budgetcl.configuration import compose, conf_folder
+from budgetcl.errors import UserError
+
+SMALL = ("budget.updates=3",)
+# group/name -> key -> what to run: (stream, method, settings before, the change). The change itself must matter.
+TRAINED = {
+    "sampler/uniform": {},
+    "sampler/class_balanced": {},
+    "sampler/recent": {"window": ("glyphs", "fifo", (), "sampler.window=40")},
+    "sampler/half_recent": {
+        "share": ("glyphs", "er", (), "sampler.share=0.25"),
+        "window": ("glyphs", "er", (), "sampler.window=40"),
+    },
+    "sampler/max_loss": {
+        "spend": ("glyphs", "max_loss", (), "sampler.spend=0.25"),
+        "keep": ("glyphs", "max_loss", ("sampler.spend=0.25",), "sampler.keep=0.9"),
+    },
+    "objective/cross_entropy": {},
+    "objective/mse_distillation": {"weight": ("glyphs", "kd_mse", (), "objective.weight=0.2")},
+    "head/linear": {
+        "scale": ("glyphs", "naive", (), "head.scale=1"),
+        "pretrained": ("glyphs", "naive", (), "head.pretrained=false"),
+    },
+    "part/everything": {},
+    "part/head_only": {},
+    "optimiser/sgd": {
+        "lr": ("glyphs", "naive", (), "optimiser.lr=0.2"),
+        "momentum": ("glyphs", "naive", (), "optimiser.momentum=0.5"),
+        "nesterov": ("glyphs", "naive", (), "optimiser.nesterov=false"),
+        "weight_decay": ("glyphs", "naive", (), "optimiser.weight_decay=0.01"),
+    },
+    "schedule/linear": {},
+    "schedule/constant": {},
+    "budget/updates": {
+        "updates": ("glyphs", "naive", (), "budget.updates=4"),
+        "passes": ("glyphs", "naive", ("budget.updates=null", "budget.passes=1"), "budget.passes=2"),
+        "flops": ("glyphs", "naive", ("budget.updates=null", "budget.flops=1000000000"), "budget.flops=500000000"),
+        "rest": ("glyphs", "naive", ("budget.updates=2.5",), "budget.rest=truncate"),
+        "free": ("glyphs", "kd_mse", (), "budget.free=[teacher]"),
+    },
+    "learner/gradient": {
+        "batch": ("glyphs", "naive", (), "learner.batch=4"),
+        "batch_norm": ("glyphs", "naive", (), "learner.batch_norm=frozen"),
+        "clip": ("glyphs", "naive", (), "learner.clip=0.1"),
+        "seed": ("glyphs", "naive", (), "learner.seed=5"),
+        # the components themselves
+        "backbone": ("glyphs", "naive", (), "backbone.pretrained=null"),
+        "head": ("glyphs", "naive", (), "head.scale=1"),
+        "part": ("glyphs", "naive", (), "part=head_only"),
+        "sampler": ("glyphs", "naive", (), "sampler=recent"),
+        "objective": ("glyphs", "naive", (), "objective=mse_distillation"),
+        "optimiser": ("glyphs", "naive", (), "optimiser.lr=0.2"),
+        "schedule": ("glyphs", "naive", (), "schedule=constant"),
+    },
+    "learner/blind": {"window": ("uploads", "last_label", (), "learner.window=9")},
+    "learner/constant": {},
+    "backbone/glyphs": {
+        "channels": ("glyphs", "naive", (), "backbone.channels=3"),
+        "pretrained": ("glyphs", "naive", (), "backbone.pretrained=null"),
+        "seed": ("glyphs", "naive", ("backbone.pretrained=null",), "backbone.seed=7"),
+    },
+    # the keys that stand in run.yaml itself
+    "run": {
+        "seed": ("glyphs", "naive", (), "seed=2"),
+        "precision": ("glyphs", "naive", (), "precision=bf16"),
+        "batch_norm": ("glyphs", "naive", (), "batch_norm=frozen"),
+        "clip": ("glyphs", "naive", (), "clip=0.1"),
+        "recent": ("glyphs", "fifo", (), "recent=40"),
+        "reference": ("glyphs", "naive", (), "reference.batch=4"),
+    },
+}
+SAME_KEYS = {"budget/flops": "budget/updates", "budget/passes": "budget/updates", "backbone/small": "backbone/glyphs"}
+# Of run.yaml: where and how a run is made, not what; threads change bits only where there is more than one.
+HOW = {"name", "output", "threads", "device", "query", "defaults", "hydra"}
+STREAMS = {
+    "glyphs": {
+        "pretrain_classes": 11, "stream_classes": 8, "steps": 2, "order": "data", "train": 7, "pretrain_train": 9,
+        "test": 4, "validation": 5, "evaluate": "validation", "faces": "drift", "hardness": 0.5, "seed": 9,
+    },
+    "uploads": {
+        "samples": 80, "prefix": 500, "classes": 21, "chunk": 8, "shifts": [0, 32], "shift": 16, "uploaders": 2,
+        "burst": 9, "drift": 0.5, "exponent": 0.5, "hardness": 0.5, "retention": 8, "occasions": 2, "part": "prefix",
+        "seed": 9,
+    },
+    "table": {
+        "size": 16, "channels": 1, "order": "data", "steps": 4, "chunk": 8, "shifts": [0, 16], "shift": 8, "test": 0.3,
+        "validation": 0.2, "prefix": 0.4, "occasions": 2, "evaluate": "validation", "augment": "crop", "seed": 9,
+    },
+}  # fmt: skip
+
+
+def keys_of(path):
+    return set(yaml.safe_load(path.read_text(encoding="utf-8")) or {}) - {"_target_", "_partial_", "defaults"}
+
+
+def test_every_key_of_every_component_has_its_test():
+    for group in ("sampler", "objective", "head", "part", "optimiser", "schedule", "budget", "learner", "backbone"):
+        for path in (conf_folder() / group).glob("*.yaml"):
+            name = f"{group}/{path.stem}"
+            assert keys_of(path) == set(TRAINED[SAME_KEYS.get(name, name)]), name
+    assert keys_of(conf_folder() / "run.yaml") - HOW == set(TRAINED["run"])
+    for name, keys in STREAMS.items():
+        node = yaml.safe_load((conf_folder() / "stream" / f"{name}.yaml").read_text(encoding="utf-8"))["stream"]
+        assert set(node) - {"_target_"} == set(keys) | ({"path", "memory"} if name == "table" else set()), name
+
+
+def outcome(run):
+    """What a run came to, without its clock: draws, weights, spending, answers."""
+    learner, digest = run.parts.learner, hashlib.sha256()
+    for columns in (run.predictions, run.ledger):
+        for column in columns.values():
+            digest.update(np.ascontiguousarray(column).tobytes())
+    state = learner.state_dict()
+    for tensor in state.get("network", {}).values():
+        digest.update(tensor.numpy().tobytes())
+    if "memory" in state:
+        digest.update(state["memory"]["used"].tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("stream", "method", "settings", "change"),
+    sorted({case for keys in TRAINED.values() for case in keys.values()}),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_changed_key_changes_the_outcome_or_is_refused(go, stream, method, settings, change):
+    base = go(stream, method, *SMALL, *settings)
+    if change == "backbone.channels=3":  # the weights that ship are for one channel
+        with pytest.raises(UserError, match="does not fit"):
+            go(stream, method, *SMALL, *settings, change)
+        return
+    changed = go(stream, method, *SMALL, *settings, change)
+    assert outcome(base) != outcome(changed)
+
+
+def test_the_same_configuration_has_the_same_outcome(go):
+    """So that the test above can fail."""
+    assert outcome(go("glyphs", "naive", *SMALL)) == outcome(go("glyphs", "naive", *SMALL, prices=None))
+
+
+@pytest.mark.parametrize("name", ["uniform", "class_balanced", "recent", "half_recent", "max_loss"])
+def test_each_sampler_has_an_effect_of_its_own(go, name):
+    outcomes = {s: outcome(go("glyphs", "naive", *SMALL, f"sampler={s}")) for s in ("uniform", "recent", "half_recent")}
+    mine = outcome(go("glyphs", "naive", *SMALL, f"sampler={name}"))
+    assert mine not in [other for sampler, other in outcomes.items() if sampler != name]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    random, rows = np.random.default_rng(0), ["path,label,time"]
+    for i in range(120):
+        Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{'abcde'[int(random.integers(5))]},2020-01-01T00:{i // 60:02d}:{i % 60:02d}")
+    (folder / "photos.csv").write_text("\n".join(rows))
+    return folder / "photos.csv"
+
+
+def drawn(source):
+    """What a stream is: its fingerprint, its pixels, and their augmentation."""
+    pixels = source.pixels(np.arange(5), np.random.default_rng(0))
+    return source.stream.fingerprint(), tuple(pixels.shape), pixels.numpy().tobytes()
+
+
+SETTINGS = {
+    "glyphs": ("stream.pretrain_classes=10", "stream.stream_classes=9", "stream.steps=3", "stream.train=8"),
+    "uploads": (
+        "stream.samples=96", "stream.prefix=400", "stream.classes=20", "stream.burst=6", "stream.shifts=[0,16,32]",
+        "stream.shift=32",
+    ),
+    "table": ("stream.shifts=[0,8,16]", "stream.shift=16", "stream.chunk=16"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def node(table):
+    """A stream's configuration, composed once."""
+
+    @cache
+    def compose_once(name):
+        return compose(
+            [f"stream={name}", *SETTINGS[name], *([f"stream.path={table}"] if name == "table" else [])]
+        ).stream
+
+    return compose_once
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in STREAMS.items() for key in keys])
+def test_a_changed_key_of_a_stream_changes_the_stream(name, key, node):
+    before = {
+        ("table", "steps"): {"chunk": None},  # one or the other
+        ("table", "evaluate"): {"validation": 0.1},
+        ("table", "seed"): {"order": "data", "chunk": None, "steps": 3, "shifts": [], "shift": None},
+    }.get((name, key), {})
+    base = OmegaConf.merge(node(name), before)
+    assert drawn(build(base)) != drawn(build(OmegaConf.merge(base, {key: STREAMS[name][key]})))
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_the_same_stream_is_drawn_again(name, node):
+    """So that the test above can fail."""
+    assert drawn(build(node(name))) == drawn(build(node(name)))
+
+
+def test_the_memory_for_decoded_pictures_changes_nothing(node):
+    assert drawn(build(node("table"))) == drawn(build(OmegaConf.merge(node("table"), {"memory": 1000})))
+
+
+def test_the_warm_up_of_the_metrics_changes_what_is_averaged(go):
+    run = go("uploads", "last_label")
+    run.stream = {"set": np.array([])}
+    run.info |= {"shifts": (0, 16, 32), "shift": 32, "stream_samples": 96}
+    values = [build(compose([f"metrics.ahead.warmup={warmup}"]).metrics.ahead)(run)["online"] for warmup in (0.1, 0.6)]
+    assert values[0] != values[1]
+
+
+def test_bf16_runs_at_the_same_price_with_other_bits(go):
+    one, other = go("glyphs", "naive", *SMALL), go("glyphs", "naive", *SMALL, "precision=bf16")
+    assert one.steps["spent"].tolist() == other.steps["spent"].tolist()
+    assert other.audit()["agrees"]
+    weights = [run.parts.learner.network.head.weight.detach() for run in (one, other)]
+    assert not torch.equal(*weights)
