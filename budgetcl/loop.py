@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,8 @@ from budgetcl.records.record import Record, Results
 from budgetcl.streams.batch import Query, Source
 from budgetcl.streams.revealed import Revealed
 from budgetcl.streams.stream import RETENTION, IntArray, TimeStep
+
+_MEASURED = ("seen", "classes", "updates", "stored", "learning_seconds", "seconds")  # by step, beside the ledger's
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def run(
     revealed, started = Revealed(source), time.perf_counter()
     predict = _Predict(source, learner, compute, record, revealed, query_size)
     audited = int(generator(seed, "audit").integers(len(source.stream)))
-    steps: dict[str, list[Any]] = defaultdict(list)
+    steps: dict[str, list[Any]] = {name: [] for name in _MEASURED}
     try:
         for step in source.stream:
             clock, updates = time.perf_counter(), compute.updates
@@ -190,9 +191,11 @@ def _share(hits: NDArray[Any]) -> float:
 
 
 def _steps(compute: Compute, steps: Mapping[str, list[Any]]) -> dict[str, Any]:
-    spent = compute.ledger.steps()
-    done = len(steps["seconds"])
-    return {name: column[:done] for name, column in {**spent, **steps}.items()}
+    done = len(steps["seconds"])  # the last to be noted
+    return {
+        name: np.array(column[:done], np.float64 if "seconds" in name else np.int64)
+        for name, column in {**compute.ledger.steps(), **steps}.items()
+    }
 
 
 def _hash(state: Any) -> str:
