@@ -368,7 +368,7 @@ def _mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 @contextmanager
 def _apart(model: nn.Module) -> Iterator[None]:
-    """Keep what the tracing does from the rest: random numbers, gradient mode, autocast, and attention kernels."""
+    """Keep what the tracing does from the rest: random numbers, gradient mode, attention kernels."""
     cuda = {t.device.index for t in _tensors(model) if t.device.type == "cuda"}
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # whatever an objective may draw from
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -376,7 +376,6 @@ def _apart(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=cuda))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         torch.backends.mha.set_fastpath_enabled(False)
         try:

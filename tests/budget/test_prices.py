@@ -399,6 +399,8 @@ def test_attention_costs_the_same_on_every_path(mode: str) -> None:
     model.train(mode == "train")
     with torch.no_grad():
         assert Prices().forward(model, x).total == forward == counted(lambda: model(x))
+    products = {item.operator for item in Prices().forward(model, x).items}
+    assert products <= {"aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm"}  # no device's own kernel
     batch = Batch(x, torch.zeros(n, dtype=torch.int64), np.arange(n), torch.zeros(n, dtype=torch.bool))
     squared = Loss(lambda m, b: m(b.x).square().mean())
     first = 2 * n * length * d * 3 * d  # the first layer's input needs no gradient
@@ -502,6 +504,13 @@ def test_a_family_forgets_a_pattern_that_a_trace_contradicts() -> None:
     assert family.derive((20,)) is None
 
 
+def test_only_operators_whose_choice_depends_on_no_size_are_derived() -> None:
+    family = Family()
+    for rows in (10, 11):  # torch computes larger distances by another operator
+        family.add((rows,), [("aten::_cdist_forward", ((2, 3), (rows, 3)), (("out", (2, rows)),))])
+    assert family.derive((12,)) is None
+
+
 def test_two_sizes_that_are_equal_are_not_confused() -> None:
     family = Family()
     family.add((10, 10), [("aten::mm", ((2, 3), (3, 10)), ())])
@@ -539,6 +548,15 @@ def test_a_price_is_made_once_and_again_when_anything_that_matters_changes(monke
     seen.append(prices.gradient(CrossEntropy(), model, batch_of(2)))
     seen.append(prices.forward(model, batch_of(2).x))
     assert len({price.id for price in seen}) == len(seen)
+
+
+def test_a_price_does_not_depend_on_where_it_is_asked_for() -> None:
+    model, batch = network().train(), batch_of(2)
+    price = Prices().update(CrossEntropy(), model, batch)
+    with torch.no_grad():
+        assert Prices().update(CrossEntropy(), model, batch) == price
+    with torch.inference_mode():
+        assert Prices().update(CrossEntropy(), model, batch) == price
 
 
 def test_a_module_that_is_no_network_is_looked_at_each_time() -> None:
