@@ -164,15 +164,21 @@ class _one_line_errors:
         pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        from hydra.errors import HydraException, MissingConfigException
+        from hydra.errors import HydraException, MissingConfigException, OverrideParseException
         from omegaconf.errors import OmegaConfBaseException
 
         if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
             given = str(error.missing_cfg_file)
             group, _, name = given.rpartition("/")
             raise UserError(f"{group}={name} given; {nearest(name, error.options)}") from None
+        if isinstance(error, OverrideParseException):
+            raise UserError(
+                f"'{error.override}' given; key=value is expected, special characters in quotes: \"key='a, b!'\""
+            ) from None
         if isinstance(error, (HydraException, OmegaConfBaseException)):
             raise UserError(_said(error)) from None
+        if isinstance(error, ValueError) and "Config group override" in str(error):  # hydra's, for stream=3
+            raise UserError(f"{error}: give the name of a choice, see budgetcl list") from None
 
 
 def _said(error: BaseException) -> str:
@@ -183,10 +189,9 @@ def _said(error: BaseException) -> str:
 
         given = key.group(1) or key.group(3)
         return f"no such key: {given}; {nearest(given, known_keys())}"
-    missing = re.search(r"Missing mandatory value: (\S+)|Missing key (\S+)|missing value.*?full_key: (\S+)", text)
-    if missing:
-        name = next(group for group in missing.groups() if group)
-        return f"{name} has no value: give {name}=..."
+    missing = re.search(r"full_key: (\S+)", text) or re.search(r"Missing (?:mandatory value:|key) (\S+)", text)
+    if missing and "issing" in text:
+        return f"{missing.group(1)} has no value: give {missing.group(1)}=..."
     return text
 
 

@@ -124,6 +124,7 @@ class GradientLearner:
 
     def _take_in_pretraining(self, revealed: Revealed, compute: Compute) -> None:
         """Before the first step: the pretraining samples are in memory, and their classifier is the first teacher."""
+        self.network.takes(revealed.image_shape)
         self._image_bytes = int(np.prod(revealed.image_shape))
         self.network.to(compute.device)
         past = np.setdiff1d(revealed.indices, revealed.new)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from budgetcl.errors import one_of
+from budgetcl.errors import UserError, one_of
 from budgetcl.models.heads import LinearHead
 
 
@@ -57,6 +57,18 @@ class Network(nn.Module):
         """(n, channels, height, width) uint8 -> outputs."""
         features = self.backbone(x.float().mul(self.scale).add(self.offset))
         return Outputs(self.head(features), features)
+
+    def takes(self, image_shape: tuple[int, int, int]) -> None:
+        """Refuse images whose channels are not the backbone's: they would be broadcast, or fail far from here.
+
+        Raises:
+            UserError: another number of channels.
+        """
+        if self.scale.shape[1] != image_shape[0]:
+            raise UserError(
+                f"the backbone is made for {self.scale.shape[1]} channels (its mean and std); the stream's images have "
+                f"{image_shape[0]}: set backbone.channels, or choose another backbone or stream"
+            )
 
     def train(self, mode: bool = True) -> Network:
         """Set the mode. Modules without a trainable parameter, and BatchNorm where it is frozen, stay in eval mode."""
