@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -34,16 +34,18 @@ class Audit:
         step: the step that was audited.
         counted: what the counter saw.
         charged: what the price list said.
+        unpriced: operators that ran and have no price, and how often.
     """
 
     step: int
     counted: int = 0
     charged: int = 0
+    unpriced: dict[str, int] = field(default_factory=dict)
 
     @property
     def agrees(self) -> bool:
-        """Whether both are equal to the FLOP."""
-        return self.counted == self.charged
+        """Whether both are equal to the FLOP, and everything that ran has a price."""
+        return self.counted == self.charged and not self.unpriced
 
 
 class Compute:
@@ -235,7 +237,7 @@ class Compute:
                 yield True
             finally:
                 self._counter = None
-        self.audit.counted = counter.flops
+        self.audit.counted, self.audit.unpriced = counter.flops, dict(counter.unpriced)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
