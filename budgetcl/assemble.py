@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,9 @@ def build(node: Any, **arguments: Any) -> Any:
                 raise cause from None
             cause = cause.__cause__
         first = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{node.get('_target_', 'a component')} cannot be made: {first}") from error
+        inner = re.search(r"Error in call to target '([^']+)'", str(error))  # the component itself, or one of its own
+        target = inner.group(1) if inner else node.get("_target_", "a component")
+        raise UserError(f"{target} cannot be made: {first}") from error
 
 
 def make_parts(cfg: DictConfig, source: Source | None = None) -> Parts:
