@@ -22,7 +22,9 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 bench: .venv/dev
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench_overhead.py
+	$(BIN)/python scripts/bench_charge.py
+	$(BIN)/python scripts/bench_metrics.py
 
 setup: .venv/dev
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from budgetcl.budget.prices import Prices
 from torch import nn
 
 from budgetcl.budget.allowance import Budget, Reference
 from budgetcl.budget.compute import Compute
+from budgetcl.budget.prices import Prices
 from budgetcl.learners.gradient import GradientLearner
 from budgetcl.learners.schedules import Linear
 from budgetcl.loop import run
@@ -88,7 +88,17 @@ CASES = [
     Case("embedded network", (1, 24, 24), SmallResNet, steps=10, updates=50, batch=64, limit=1.05),
     Case("linear probe", (3, 32, 32), lambda: Flat((3, 32, 32)), 10, 16, 128, limit=1.3),
     Case("linear probe, 100 short steps", (3, 32, 32), lambda: Flat((3, 32, 32)), 100, 2, 128, per_step=200, limit=1.5),
-    Case("linear probe, evaluation apart", (3, 32, 32), lambda: Flat((3, 32, 32)), 20, 0, 128, test=4096, evaluation=True, limit=1.3),
+    Case(
+        "linear probe, evaluation apart",
+        (3, 32, 32),
+        lambda: Flat((3, 32, 32)),
+        20,
+        0,
+        128,
+        test=4096,
+        evaluation=True,
+        limit=1.3,
+    ),
 ]
 
 

@@ -1,6 +1,6 @@
 """Put the demo's tables and a plot into README.md, between its markers.
 
-    make demo && python scripts/readme_results.py
+make demo && python scripts/readme_results.py
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Blind:
             "chosen" is the window that the stream chose on its tuning prefix.
     """
 
-    def __init__(self, window: int | None | str) -> None:
+    def __init__(self, window: int | str | None) -> None:
         if window is not None and window != "chosen":
             at_least(1, **{"learner.window": window})
         self.window = window

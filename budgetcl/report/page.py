@@ -214,8 +214,8 @@ def _section(board: Board, slug: str, grids: Mapping[str, BlindGrid], looks: Map
         _Plot(
             "shifts",
             plots.near_future_curve(board, looks, own),
-            "The same samples at every shift. S (grey) is the smallest shift at which, on the tuning prefix, label "
-            "correlation is gone.",
+            "The same samples at every shift. S (grey) is the near-future shift, chosen on tuning prefixes as the "
+            "smallest from which on label correlation is gone.",
         ),
         _Plot(
             "blind",
