@@ -52,8 +52,9 @@ def rates_of(go, *arguments):
     return rates
 
 
-@pytest.mark.parametrize("rest", ["stop", "truncate"])
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize(
+    ("method", "rest"), [*((method, "stop") for method in TRAINED), ("naive", "truncate"), ("kd_mse", "truncate")]
+)
 def test_the_first_rate_of_each_step_is_the_peak_and_the_rates_fall_to_no_less_than_zero(go, method, rest):
     for step in rates_of(go, "glyphs", method, "budget.updates=5.6", f"budget.rest={rest}", "optimiser.lr=0.25"):
         assert step[0] == 0.25
