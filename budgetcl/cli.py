@@ -106,7 +106,7 @@ def _run(arguments: list[str]) -> int:
     from budgetcl.run import execute
 
     arguments = [part for argument in arguments for part in _separated(argument)]
-    with _one_line_errors():
+    with _one_line_errors(arguments):
         if any(argument.startswith("-") and argument not in ("--config-dir", "-cd") for argument in arguments):
             _hydra(arguments)
         else:
@@ -160,6 +160,9 @@ def _one_of_several(cfg: DictConfig) -> None:
 class _one_line_errors:
     """Turn hydra's and omegaconf's complaints into one line that names what is nearest."""
 
+    def __init__(self, overrides: Sequence[str]) -> None:
+        self._overrides = overrides
+
     def __enter__(self) -> None:
         pass
 
@@ -176,19 +179,22 @@ class _one_line_errors:
                 f"'{error.override}' given; key=value is expected, special characters in quotes: \"key='a, b!'\""
             ) from None
         if isinstance(error, (HydraException, OmegaConfBaseException)):
-            raise UserError(_said(error)) from None
+            raise UserError(_said(error, self._overrides)) from None
         if isinstance(error, ValueError) and "Config group override" in str(error):  # hydra's, for stream=3
             raise UserError(f"{error}: give the name of a choice, see budgetcl list") from None
 
 
-def _said(error: BaseException) -> str:
+def _said(error: BaseException, overrides: Sequence[str]) -> str:
     text = " ".join(str(error).split())
     key = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct.*?full_key: (\S+)", text)
     if key:
         from budgetcl.configuration import known_keys
 
         given = key.group(1) or key.group(3)
-        return f"no such key: {given}; {nearest(given, known_keys())}"
+        known = known_keys(overrides)
+        same = [name for name in known if name.rpartition(".")[2] == given.rpartition(".")[2]]
+        hint = f"did you mean '{same[0]}'?" if same else nearest(given, known)
+        return f"no such key: {given}; {hint if hint.startswith('did') else 'see budgetcl run --cfg job'}"
     missing = re.search(r"full_key: (\S+)", text) or re.search(r"Missing (?:mandatory value:|key) (\S+)", text)
     if missing and "issing" in text:
         return f"{missing.group(1)} has no value: give {missing.group(1)}=..."
@@ -201,7 +207,7 @@ def _said(error: BaseException) -> str:
 def _price(overrides: list[str]) -> int:
     from budgetcl.dry_run import price
 
-    with _one_line_errors():
+    with _one_line_errors(overrides):
         price(overrides)
     return 0
 

@@ -72,8 +72,10 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         return hydra_compose("run", overrides=overrides)
 
 
-def known_keys() -> list[str]:
-    """Return the keys of the default configuration, dotted, and the groups."""
+def known_keys(overrides: Sequence[str] = ()) -> list[str]:
+    """Return the groups, and the keys, dotted, of the configuration that the choices among some overrides make."""
+    names = groups([conf_folder()])
+    choices = [override.split(",")[0] for override in overrides if override.split("=")[0] in names]
 
     def walk(node: Any, prefix: str) -> list[str]:
         if not isinstance(node, Mapping):
@@ -83,7 +85,11 @@ def known_keys() -> list[str]:
             keys += [f"{prefix}{key}", *walk(value, f"{prefix}{key}.")]
         return keys
 
-    return walk(OmegaConf.to_container(compose([]), resolve=False), "") + groups([conf_folder()])
+    try:
+        cfg = compose(choices)
+    except Exception:  # one of the choices is wrong, too, or is one's own
+        cfg = compose([])
+    return sorted({*walk(OmegaConf.to_container(cfg, resolve=False), ""), *names})
 
 
 def groups(folders: Sequence[Path]) -> list[str]:
