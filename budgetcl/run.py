@@ -96,7 +96,7 @@ class _Narrator:
         if self._live:
             print()
         names = ("average_accuracy", "final_accuracy", "online", "near_future", "retention")
-        shown = (name for name in names if math.isfinite(summary.get(name) or math.nan))
+        shown = (name for name in names if math.isfinite(summary.get(name, math.nan)))
         numbers = " · ".join(f"{name.replace('_', ' ')} {summary[name]:.1%}" for name in shown)
         print(f"{summary['method']} · {summary['stream']} · seed {summary['seed']}: {numbers}", flush=True)
         if not self._quiet:
