@@ -1,17 +1,21 @@
 # make demo · test · lint · bench · setup · clean
 PYTHON ?= python3
 BIN := .venv/bin
-METHODS := naive,class_balanced,fifo,er,max_loss,kd_mse,head_only
-BLIND := last_label,recent_mode,majority,constant
-SWEEP := seed=0,1,2 hydra/launcher=joblib hydra.launcher.n_jobs=2
+.PHONY: demo glyphs uploads test lint bench setup clean
 
-.PHONY: demo test lint bench setup clean
-
-demo: .venv/sweep
+# Two processes of one thread each, one for each stream.
+demo: .venv/run
 	@rm -rf outputs/demo
-	$(BIN)/budgetcl run -m experiment=demo_glyphs method=$(METHODS) $(SWEEP)
-	$(BIN)/budgetcl run -m experiment=demo_uploads method=naive,fifo,er,$(BLIND) $(SWEEP)
+	@$(MAKE) --no-print-directory -j2 glyphs uploads
 	$(BIN)/budgetcl report outputs/demo
+
+glyphs: .venv/run
+	$(BIN)/budgetcl run -m experiment=demo_glyphs seed=0,1,2 \
+		method=naive,class_balanced,fifo,er,max_loss,kd_mse,head_only
+
+uploads: .venv/run
+	$(BIN)/budgetcl run -m experiment=demo_uploads seed=0,1,2 \
+		method=naive,fifo,er,last_label,recent_mode,majority,constant
 
 test: .venv/dev
 	$(BIN)/pytest
@@ -35,10 +39,10 @@ clean:
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), f'Python 3.11 or later is needed, this is {sys.version}'"
 	$(PYTHON) -m venv .venv
 
-.venv/sweep: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[sweep]'
+.venv/run: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 .venv/dev: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@touch $@ .venv/sweep
+	@touch $@ .venv/run
