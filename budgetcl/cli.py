@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         _complain(str(error))
         return 2
+    except BrokenPipeError:  # whoever read our output has gone (budgetcl list methods | head -1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         _complain(f"{error.strerror or error}: {error.filename or 'disk'}")
         return 2

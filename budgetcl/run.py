@@ -70,6 +70,14 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> Results
     record.conclude({key: _finite(value) for key, value in summary.items()})
     tracker.end(summary, results.ledger)
     narrator.end(summary, folder)
+    audit = results.info["audit"]
+    if not audit["agrees"]:
+        print(
+            f"budgetcl: {method}: the audit disagrees in step {audit['step']}: {audit['charged']:,} FLOPs charged, "
+            f"{audit['counted']:,} counted, operators without a price: {audit['unpriced'] or 'none'}; "
+            "run networks through compute only",
+            file=sys.stderr,
+        )
     return results
 
 

@@ -17,7 +17,7 @@ from budgetcl.budget.allowance import Budget, Reference
 from budgetcl.budget.counter import CountFlops
 from budgetcl.budget.ledger import Exhausted, Ledger
 from budgetcl.budget.prices import Prices
-from budgetcl.errors import one_of
+from budgetcl.errors import UserError, one_of
 from budgetcl.models.network import Network, Outputs
 from budgetcl.objectives.objective import Objective
 from budgetcl.streams.batch import Batch
@@ -152,7 +152,10 @@ class Compute:
 
         Raises:
             Exhausted: the allowance does not pay for it; nothing was done.
+            UserError: called while predicting, where nothing may change.
         """
+        if self._free is not None:
+            raise UserError("an update was asked for while predicting: learn in fit(); predict() may change nothing")
         batch = batch.to(self.device)
         network.train()
         try:

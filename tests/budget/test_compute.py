@@ -116,7 +116,7 @@ def test_nothing_runs_between_steps(tiny):
         parts.compute.forward(parts.learner.network, torch.zeros(2, 1, 24, 24, dtype=torch.uint8), "score")
 
 
-def test_learning_inside_a_prediction_shows_in_the_state(go):
+def test_learning_inside_a_prediction_is_refused_in_whatever_step(go):
     def change(parts):
         learner, predict = parts.learner, parts.learner.predict
 
@@ -127,7 +127,7 @@ def test_learning_inside_a_prediction_shows_in_the_state(go):
 
         learner.predict = trained
 
-    with pytest.raises(UserError, match="state changed while it predicted"):
+    with pytest.raises(UserError, match="while predicting"):
         go("glyphs", "naive", "budget.updates=40", change=change)
 
 
@@ -141,3 +141,13 @@ def learner_batch(learner, query):
 def test_precision_other_than_two_is_refused(tiny):
     with pytest.raises(UserError, match="precision='fp64' given"):
         tiny("glyphs", "naive", "precision=fp64")
+
+
+def test_an_update_while_predicting_is_refused_and_changes_nothing(place):
+    learner, compute, batch = place
+    before = bits(learner)
+    with compute.predicting(0, len(batch), 13), pytest.raises(UserError, match="while predicting"):
+        compute.update(CrossEntropy(), learner.network, batch, learner.optimiser)
+    assert equal(before, bits(learner))
+    compute.update(CrossEntropy(), learner.network, batch, learner.optimiser)
+    assert not equal(before, bits(learner))
