@@ -25,7 +25,7 @@ from budgetcl.objectives.cross_entropy import CrossEntropy
 from budgetcl.streams.batch import Batch, Source
 from budgetcl.streams.stream import IntArray
 
-_SECONDS = 1.0  # of simulation per method; longer streams are simulated in part, and the rest extrapolated
+_SECONDS = 1.5  # of simulation for all methods; longer streams are simulated in part, and the rest extrapolated
 # A record's size, measured on the embedded streams: bytes per prediction, per sample, and of the rest.
 _BYTES_PER_ROW, _BYTES_PER_SAMPLE, _BYTES_PER_RECORD = 14, 12, 200_000
 
@@ -94,7 +94,8 @@ def price(overrides: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    estimates = [estimate(cfg, cfg.method.name) for cfg in _configurations(overrides)]
+    configurations = list(_configurations(overrides))
+    estimates = [estimate(cfg, cfg.method.name, _SECONDS / len(configurations)) for cfg in configurations]
     table = Table(title="What it would cost (nothing is trained)", title_justify="left")
     table.add_column("method")
     for name in (
@@ -139,8 +140,8 @@ def _configurations(overrides: Sequence[str]) -> Iterator[DictConfig]:
         yield compose([*others, f"method={method}"])
 
 
-def estimate(cfg: DictConfig, method: str) -> Estimate:
-    """Simulate a configuration's protocol and return what it would cost."""
+def estimate(cfg: DictConfig, method: str, seconds: float = _SECONDS) -> Estimate:
+    """Simulate a configuration's protocol, for about so many seconds, and return what it would cost."""
     parts = make_parts(cfg)
     stream, learner, real = parts.source.stream, parts.learner, parts.compute
     blank = Source(stream, _Blank(parts.source.pixels.shape))
@@ -151,7 +152,7 @@ def estimate(cfg: DictConfig, method: str) -> Estimate:
 
     def narrate(progress: Progress) -> None:
         first.append(progress.seconds)
-        if progress.seconds - first[0] > _SECONDS:
+        if progress.seconds - first[0] > seconds:
             raise _Enough
 
     with contextlib.suppress(_Enough):
