@@ -80,14 +80,14 @@ def build(node: Any, **arguments: Any) -> Any:
         raise UserError(f"{target} cannot be made: {first}") from error
 
 
-def make_parts(cfg: DictConfig, source: Source | None = None) -> Parts:
-    """Make stream, learner and compute of a configuration."""
+def make_parts(cfg: DictConfig, source: Source | None = None, prices: Prices | None = None) -> Parts:
+    """Make stream, learner and compute of a configuration; a stream and a price list may be shared by several."""
     at_least(0, seed=cfg.seed)
     at_least(1, threads=cfg.threads, query=cfg.query)
     torch.set_num_threads(cfg.threads)
     keep_freed_memory()
     source = source or build(cfg.stream)
-    prices = Prices()
+    prices = prices or Prices()
     backbone = build(cfg.reference.backbone)
     reference = Reference(
         Network(backbone, LinearHead(backbone.feature_dim)),

@@ -25,7 +25,7 @@ from budgetcl.objectives.cross_entropy import CrossEntropy
 from budgetcl.streams.batch import Batch, Source
 from budgetcl.streams.stream import IntArray
 
-_SECONDS = 1.5  # of simulation for all methods; longer streams are simulated in part, and the rest extrapolated
+_SECONDS = 0.6  # of simulation for all methods; longer streams are simulated in part, and the rest extrapolated
 # A record's size, measured on the embedded streams: bytes per prediction, per sample, and of the rest.
 _BYTES_PER_ROW, _BYTES_PER_SAMPLE, _BYTES_PER_RECORD = 14, 12, 200_000
 
@@ -95,7 +95,8 @@ def price(overrides: Sequence[str]) -> None:
     from rich.table import Table
 
     configurations = list(_configurations(overrides))
-    estimates = [estimate(cfg, cfg.method.name, _SECONDS / len(configurations)) for cfg in configurations]
+    prices, seconds = Prices(), _SECONDS / len(configurations)
+    estimates = [estimate(cfg, cfg.method.name, seconds, prices) for cfg in configurations]
     table = Table(title="What it would cost (nothing is trained)", title_justify="left")
     table.add_column("method")
     for name in (
@@ -140,9 +141,9 @@ def _configurations(overrides: Sequence[str]) -> Iterator[DictConfig]:
         yield compose([*others, f"method={method}"])
 
 
-def estimate(cfg: DictConfig, method: str, seconds: float = _SECONDS) -> Estimate:
+def estimate(cfg: DictConfig, method: str, seconds: float = _SECONDS, prices: Prices | None = None) -> Estimate:
     """Simulate a configuration's protocol, for about so many seconds, and return what it would cost."""
-    parts = make_parts(cfg)
+    parts = make_parts(cfg, prices=prices)
     stream, learner, real = parts.source.stream, parts.learner, parts.compute
     blank = Source(stream, _Blank(parts.source.pixels.shape))
     compute = Compute(real.prices, real.budget, real.reference, torch.device("cpu"), dry=True)
@@ -162,7 +163,7 @@ def estimate(cfg: DictConfig, method: str, seconds: float = _SECONDS) -> Estimat
     images, flops = _work(tally.ledger, tally.prices)
     total = scale * sum(flops.values())
     batch = int(cfg.reference.batch)
-    rate, activations = _speed(learner, blank.pixels.shape)
+    rate, activations = _speed(learner, blank.pixels.shape, real.prices)
     per_image = {name: flops[name] / images[name] for name in flops if images.get(name)}
     stored = learner.nbytes()
     weights = sum(size for kind, size in stored.items() if kind not in ("samples", "memory"))
@@ -199,7 +200,7 @@ def _work(ledger: Mapping[str, Any], prices: Mapping[str, Any]) -> tuple[dict[st
     return images, flops
 
 
-def _speed(learner: Learner, shape: tuple[int, int, int]) -> tuple[float, int]:
+def _speed(learner: Learner, shape: tuple[int, int, int], prices: Prices) -> tuple[float, int]:
     """Return FLOP/s of a real forward and backward of a few blank images, and the activation bytes of one image."""
     network = getattr(learner, "network", None)
     if network is None:
@@ -214,12 +215,12 @@ def _speed(learner: Learner, shape: tuple[int, int, int]) -> tuple[float, int]:
         return tensor
 
     y = torch.zeros(n, dtype=torch.int64)
-    for _ in range(3):
+    for _ in range(2):
         saved, started = 0, time.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             torch.nn.functional.cross_entropy(network(x).logits, y).backward()
         best = min(best, time.perf_counter() - started)
-    price = Prices().update(CrossEntropy(), network, Batch(x, y, np.arange(n), y.bool()))
+    price = prices.update(CrossEntropy(), network, Batch(x, y, np.arange(n), y.bool()))
     return price.network / best, saved // n
 
 
