@@ -37,7 +37,7 @@ class Parts:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free instead of handing it back after each update: some 5 % of the CPU time."""
+    """Let glibc keep what tensors free instead of handing it back after each update."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
             libc = ctypes.CDLL(None)

@@ -26,8 +26,8 @@ from budgetcl.streams.batch import Batch, Source
 from budgetcl.streams.stream import IntArray
 
 _SECONDS = 0.6  # of simulation for all methods; longer streams are simulated in part, and the rest extrapolated
-# A record's size, measured on the embedded streams: bytes per prediction, per sample, and of the rest.
-_BYTES_PER_ROW, _BYTES_PER_SAMPLE, _BYTES_PER_RECORD = 14, 12, 200_000
+# A record's size: the most found on the embedded streams, in bytes per prediction, per sample, and of the rest.
+_BYTES_PER_ROW, _BYTES_PER_SAMPLE, _BYTES_PER_RECORD = 9, 14, 260_000
 
 
 class _Blank:
