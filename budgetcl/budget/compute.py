@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
@@ -86,8 +87,17 @@ class Compute:
 
     # --- what a learner calls -------------------------------------------------------------------------------------
 
-    def forward(self, network: Network, x: Tensor, category: str) -> Outputs:
-        """Return a network's outputs on uint8 images, in eval mode and without gradients.
+    def forward(
+        self, network: Network, x: Tensor, category: str, parameters: Mapping[str, Tensor] | None = None
+    ) -> Outputs:
+        """Return a network's outputs on uint8 images or on features, in eval mode and without gradients.
+
+        Args:
+            network: what is run.
+            x: (n, channels, height, width) uint8, or features (n, d).
+            category: what it is charged as.
+            parameters: used in place of the network's own ones of these names (a virtual update); the price is the
+                same.
 
         Raises:
             Exhausted: the allowance does not pay for it; nothing was done.
@@ -97,7 +107,7 @@ class Compute:
         with self._unwatched():
             price = self.prices.forward(network, x)
         self._charge(((category, price.total, price.id),), price.network)
-        return self._run(network, x)
+        return self._run(network, x, parameters)
 
     def price(self, network: Network, x: Tensor) -> int:
         """Return the FLOPs of a :meth:`forward` on images of this shape, without making it; asking costs nothing."""
@@ -118,10 +128,22 @@ class Compute:
         with self._unwatched():
             price = self.prices.gradient(objective, network, batch)
         self._charge(((category, price.total, price.id),), price.network)
-        trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        with self._autocast():
-            loss, outputs = objective(network, batch)
-        return dict(zip(trainable, torch.autograd.grad(loss, list(trainable.values())))), outputs
+        return self._gradient(objective, network, batch)
+
+    def gradients(
+        self, objective: Objective, network: Network, batch: Batch, category: str
+    ) -> Iterator[Mapping[str, Tensor]]:
+        """Return the gradients of each sample, one after another; all of them are charged at once, before the first.
+
+        Raises:
+            Exhausted: the allowance does not pay for them; nothing was done.
+        """
+        batch = batch.to(self.device)
+        network.eval()
+        with self._unwatched():
+            price = self.prices.gradient(objective, network, batch, per_sample=True)
+        self._charge(((category, price.total, price.id),), price.network)
+        return (self._gradient(objective, network, batch.rows(slice(i, i + 1)))[0] for i in range(len(batch)))
 
     def update(
         self,
@@ -302,8 +324,21 @@ class Compute:
         return low
 
     @torch.no_grad()
-    def _run(self, network: Network, x: Tensor) -> Outputs:
+    def _run(self, network: Network, x: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Outputs:
         if self._dry:
-            return Outputs(x.new_zeros(len(x), network.head.classes, dtype=torch.float32), torch.zeros(len(x), 0))
+            return self._blank(network, x)
         with self._autocast():
-            return network(x)
+            return network(x) if parameters is None else functional_call(network, dict(parameters), (x,))
+
+    def _gradient(self, objective: Objective, network: Network, batch: Batch) -> tuple[Mapping[str, Tensor], Outputs]:
+        trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        if self._dry:
+            return {name: torch.zeros_like(p) for name, p in trainable.items()}, self._blank(network, batch.x)
+        with self._autocast():
+            loss, outputs = objective(network, batch)
+        found = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(trainable, found)), outputs
+
+    def _blank(self, network: Network, x: Tensor) -> Outputs:
+        logits = x.new_zeros(len(x), network.head.classes, dtype=torch.float32)
+        return Outputs(logits, x.new_zeros(len(x), network.backbone.feature_dim, dtype=torch.float32))

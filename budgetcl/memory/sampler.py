@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from budgetcl.budget.compute import Compute
 from budgetcl.errors import UserError
@@ -42,11 +43,17 @@ class Place:
         """Return the generator of one purpose at one update of this step."""
         return generator(self.seed, purpose, self.step, update)
 
-    def forward(self, rows: IntArray, category: str, size: int = 256) -> Iterator[tuple[IntArray, Outputs]]:
-        """Yield the network's outputs (eval mode, no gradient) on rows of the memory, ``size`` at a time, charged."""
+    def forward(
+        self, rows: IntArray, category: str, size: int = 256, parameters: Mapping[str, Tensor] | None = None
+    ) -> Iterator[tuple[IntArray, Outputs]]:
+        """Yield the network's outputs (eval mode, no gradient) on rows of the memory, ``size`` at a time, charged.
+
+        ``parameters`` are used in place of the network's own (a virtual update).
+        """
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            yield part, self.compute.forward(self.network, self.revealed.images(self.memory.index[part]), category)
+            images = self.revealed.images(self.memory.index[part])
+            yield part, self.compute.forward(self.network, images, category, parameters)
 
     def price(self) -> int:
         """Return the FLOPs of one image's forward; asking costs nothing."""

@@ -29,7 +29,8 @@ class Outputs:
 
 
 class Network(nn.Module):
-    """uint8 images -> logits over the classes seen so far.
+    """uint8 images -> logits over the classes seen so far. Features (n, d) that were computed before are taken as well:
+    they skip the backbone.
 
     Args:
         backbone: a module (n, c, h, w) float -> (n, d) with attributes ``feature_dim`` (d), ``mean`` and ``std``
@@ -54,8 +55,8 @@ class Network(nn.Module):
         self._frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> Outputs:
-        """(n, channels, height, width) uint8 -> outputs."""
-        features = self.backbone(x.float().mul(self.scale).add(self.offset))
+        """(n, channels, height, width) uint8, or features (n, d) -> outputs."""
+        features = x if x.ndim == 2 else self.backbone(x.float().mul(self.scale).add(self.offset))
         return Outputs(self.head(features), features)
 
     def takes(self, image_shape: tuple[int, int, int]) -> None:

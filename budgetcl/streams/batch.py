@@ -61,8 +61,12 @@ class Batch:
 
     def first(self, n: int) -> Batch:
         """Return the first n samples."""
-        extra = {name: value[:n] for name, value in self.extra.items()}
-        return Batch(self.x[:n], self.y[:n], self.index[:n], self.is_new[:n], extra)
+        return self.rows(slice(n))
+
+    def rows(self, part: slice) -> Batch:
+        """Return a slice of the samples."""
+        extra = {name: value[part] for name, value in self.extra.items()}
+        return Batch(self.x[part], self.y[part], self.index[part], self.is_new[part], extra)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device, without waiting for the copy."""
