@@ -1,4 +1,4 @@
-"""The command line: budgetcl run · list · price · report · score · blind."""
+"""The command line: budgetcl run · list · price · report · score · blind · data."""
 
 from __future__ import annotations
 
@@ -80,6 +80,9 @@ def _dispatch(given: list[str]) -> int:
 
         score_command.add_arguments(score)
         blind_command.add_arguments(blind)
+    data = commands.add_parser("data", help="check your own pictures before a run")
+    if given[:1] == ["data"]:
+        _add_data_commands(data)
     if given and given[0] in ("run", "price") and not {"-h", "--help"} & set(given[1:]):
         return _run(given[1:]) if given[0] == "run" else _price(given[1:])
     if given[:1] == ["run"]:
@@ -98,7 +101,20 @@ def _dispatch(given: list[str]) -> int:
         return 0
     if options.command == "score":
         return int(score_command.main(options))
+    if options.command == "data":
+        return int(options.main(options))
     return int(blind_command.main(options))
+
+
+def _add_data_commands(parser: argparse.ArgumentParser) -> None:
+    """Declare what `budgetcl data` does; each command reads its arguments in its own module."""
+    from budgetcl.data import check
+
+    commands = parser.add_subparsers(dest="data_command", metavar="command", required=True)
+    for name, module, text in (("check", check, "files, labels, times and leaks of a table or an image folder"),):
+        command = commands.add_parser(name, help=text, description=text)
+        module.add_arguments(command)
+        command.set_defaults(main=module.main)
 
 
 # --- run --------------------------------------------------------------------------------------------------------
