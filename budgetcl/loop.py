@@ -81,7 +81,7 @@ def run(
                 ahead = predict.ahead(step, audit)
                 revealed.reveal(step)
                 learning = time.perf_counter()
-                with compute.step(step):  # opens the allowance
+                with compute.step(step, len(source.stream) - step.number - 1):  # opens the allowance
                     learner.fit(step, revealed, compute)  # stops by itself when the ledger refuses
                 learning = time.perf_counter() - learning
                 heldout = predict.heldout(step, audit)

@@ -26,6 +26,8 @@ from budgetcl.streams.stream import TimeStep
 
 Result = TypeVar("Result")
 
+_NOTHING: Mapping[str, int] = {}
+
 
 @dataclass
 class Audit:
@@ -75,7 +77,8 @@ class Compute:
         self.ledger = Ledger(budget.rest, budget.free)
         self.audit: Audit | None = None
         self.updates = 0
-        self.most = 0  # what a step like the open one can have at most, in FLOPs: what may be carried in included
+        self.most = 0  # what could pay for one update: the allowance, with carry those of all steps to come as well
+        self._awaited = 0  # the price of the update that ended the last step: so much may be carried to the next one
         # A context of its own per use: autocast contexts do not nest; in fp32 none is made.
         self._autocast: Callable[[], AbstractContextManager[object]] = (
             partial(torch.autocast, device.type, torch.bfloat16) if precision == "bf16" else nullcontext
@@ -153,19 +156,25 @@ class Compute:
         optimiser: Optimizer,
         *,
         teacher: Network | None = None,
+        penalty: Callable[[Network], Tensor] | None = None,
+        beside: Mapping[str, int] = _NOTHING,
         clip: float | None = None,
         category: str = "train",
     ) -> Outputs:
         """Make one update: batch, loss and charge in one place.
 
-        The update and its teacher's forward are charged as one, before any work.
+        The update, its teacher's forward and what goes beside it are charged as one, before any work.
 
         Args:
             objective: the loss.
             network: what is trained.
             batch: the samples, on any device.
             optimiser: over the network's trainable parameters.
-            teacher: its logits become ``batch.extra["teacher"]``; its forward is charged as "teacher".
+            teacher: its logits and features become ``batch.extra["teacher"]`` and ``["teacher_features"]``; its
+                forward is charged as "teacher".
+            penalty: a scalar of the network that is added to the loss. Pointwise work, which the counter does not see:
+                its price belongs into ``beside``.
+            beside: FLOPs by category of what goes along with the update, by formula (a penalty, an average of weights).
             clip: the largest norm of the gradient, or None.
             category: what the update is charged as.
 
@@ -181,20 +190,24 @@ class Compute:
         batch = batch.to(self.device)
         network.train()
         try:
-            self._charge(*self._update_price(objective, network, batch, optimiser, teacher, category))
-        except Exhausted:
-            affordable = self._affordable(objective, network, batch, optimiser, teacher, category)
+            self._charge(*self._update_price(objective, network, batch, optimiser, teacher, category, beside))
+        except Exhausted as refusal:
+            affordable = self._affordable(objective, network, batch, optimiser, teacher, category, beside)
             if not affordable:
+                self._awaited = refusal.price
                 raise
             batch = batch.first(affordable)
-            self._charge(*self._update_price(objective, network, batch, optimiser, teacher, category))
+            self._charge(*self._update_price(objective, network, batch, optimiser, teacher, category, beside))
         self.updates += 1
         if self._dry:
             return self._run(network, batch.x)
         if teacher is not None:
-            batch = batch.adding(teacher=self._run(teacher, batch.x).logits)
+            taught = self._run(teacher, batch.x)
+            batch = batch.adding(teacher=taught.logits, teacher_features=taught.features)
         with self._autocast():
             loss, outputs = objective(network, batch)
+        if penalty is not None:
+            loss = loss + penalty(network)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if clip is not None:
@@ -223,19 +236,24 @@ class Compute:
         """Claim a part of the step's allowance for later: what is charged to this category draws on it first."""
         self.ledger.reserve(category, flops)
 
+    def refund(self, category: str, flops: int) -> None:
+        """Give back a part of what :meth:`work` charged in this step: for iterative work that paid for its maximum."""
+        self.ledger.refund(category, flops, "work")
+
     # --- what the loop calls --------------------------------------------------------------------------------------
 
     @contextmanager
-    def step(self, step: TimeStep) -> Iterator[None]:
-        """Open the allowance of a step, and close it."""
+    def step(self, step: TimeStep, left: int = 0) -> Iterator[None]:
+        """Open the allowance of a step, after which so many are left, and close it."""
         self._step = step.number
         with self._unwatched():
             allowance, update = (
                 self.budget.allowance(self.reference, step.classes, len(step.revealed)),
                 self.reference.update(step.classes),
             )
-        self.most = allowance + (update if self.budget.rest == "carry" else 0)
-        self.ledger.open(step.number, allowance, carry_cap=update)
+        self.ledger.open(step.number, allowance, carry_cap=max(update, self._awaited))
+        self.most = self.ledger.allowance + (allowance * left if self.budget.rest == "carry" else 0)
+        self._awaited = 0
         yield
         self.ledger.close()
 
@@ -289,16 +307,19 @@ class Compute:
         optimiser: Optimizer,
         teacher: Network | None,
         category: str,
+        beside: Mapping[str, int],
     ) -> tuple[tuple[tuple[str, int, str], ...], int]:
+        along = tuple([(name, flops, "work") for name, flops in beside.items() if flops]) if beside else ()
         with self._unwatched():
             if teacher is None:
                 price = self.prices.update(objective, network, batch, optimiser)
-                return ((category, price.total, price.id),), price.network
-            # Only the shape of the teacher's logits matters to the price of the update.
-            logits = torch.empty(len(batch), teacher.head.classes)
-            price = self.prices.update(objective, network, batch.adding(teacher=logits), optimiser)
+                return ((category, price.total, price.id), *along), price.network
+            # Only the shapes of the teacher's outputs matter to the price of the update.
+            n, classes, features = len(batch), teacher.head.classes, teacher.feature_dim
+            taught_batch = batch.adding(teacher=torch.empty(n, classes), teacher_features=torch.empty(n, features))
+            price = self.prices.update(objective, network, taught_batch, optimiser)
             taught = self.prices.forward(teacher, batch.x)
-        charges = ((category, price.total, price.id), ("teacher", taught.total, taught.id))
+        charges = ((category, price.total, price.id), ("teacher", taught.total, taught.id), *along)
         return charges, price.network + taught.network
 
     def _affordable(
@@ -309,6 +330,7 @@ class Compute:
         optimiser: Optimizer,
         teacher: Network | None,
         category: str,
+        beside: Mapping[str, int],
     ) -> int:
         """Return the largest batch that the rest of the allowance pays for, 0 where the budget does not truncate."""
         if self.budget.rest != "truncate":
@@ -316,7 +338,8 @@ class Compute:
         low, high = 0, len(batch) - 1  # prices rise with the size, so the border can be found by halving
         while low < high:
             middle = (low + high + 1) // 2
-            charges, _ = self._update_price(objective, network, batch.first(middle), optimiser, teacher, category)
+            cut = batch.first(middle)
+            charges, _ = self._update_price(objective, network, cut, optimiser, teacher, category, beside)
             if self.ledger.affords(sum(flops for name, flops, _ in charges if name not in self.budget.free)):
                 low = middle
             else:
@@ -340,5 +363,7 @@ class Compute:
         return dict(zip(trainable, found)), outputs
 
     def _blank(self, network: Network, x: Tensor) -> Outputs:
-        logits = x.new_zeros(len(x), network.head.classes, dtype=torch.float32)
-        return Outputs(logits, x.new_zeros(len(x), network.backbone.feature_dim, dtype=torch.float32))
+        logits, features = (
+            torch.zeros(len(x), width, device=x.device) for width in (network.head.classes, network.feature_dim)
+        )
+        return Outputs(logits, features)

@@ -59,6 +59,11 @@ class Network(nn.Module):
         features = x if x.ndim == 2 else self.backbone(x.float().mul(self.scale).add(self.offset))
         return Outputs(self.head(features), features)
 
+    @property
+    def feature_dim(self) -> int:
+        """d of the (n, d) features."""
+        return int(self.backbone.feature_dim)  # type: ignore[arg-type]
+
     def takes(self, image_shape: tuple[int, int, int]) -> None:
         """Refuse images whose channels are not the backbone's: they would be broadcast, or fail far from here.
 
