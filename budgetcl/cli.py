@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 _RUN_HELP = """run one experiment, or with -m several (hydra):
   budgetcl run stream=uploads method=er seed=0
-  budgetcl run -m method=naive,kd_mse seed=0,1,2
+  budgetcl run -m method=naive,kd_mse 'seed=range(0,5)'
+  budgetcl run -m method=naive,kd_mse seed=0,1 hydra/launcher=joblib_2     two at once; also slurm
   budgetcl run stream=table stream.path=photos.csv
   budgetcl run --config-dir my_conf sampler=mine method.name=mine
+what is finished is not run again (rerun=true does): a sweep that was stopped goes on with the same command
 """
 
 
@@ -28,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit status: 0, 2 for bad input (one line says what mends it), 130 after Ctrl-C.
+        The exit status: 0, 1 if a run of several failed, 2 for bad input (one line says what mends it), 130 after
+        Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -127,14 +130,13 @@ def _run(arguments: list[str]) -> int:
     arguments = [part for argument in arguments for part in _separated(argument)]
     with _one_line_errors(arguments):
         if any(argument.startswith("-") and argument not in ("--config-dir", "-cd") for argument in arguments):
-            _hydra(arguments)
-        else:
-            overrides = [
-                argument
-                for argument, before in zip(arguments, ["", *arguments])
-                if not argument.startswith("-") and not before.startswith("-")
-            ]
-            execute(compose(arguments), overrides, several=False)
+            return _hydra(arguments)
+        overrides = [
+            argument
+            for argument, before in zip(arguments, ["", *arguments])
+            if not argument.startswith("-") and not before.startswith("-")
+        ]
+        execute(compose(arguments), overrides, several=False)
     return 0
 
 
@@ -142,38 +144,44 @@ def _separated(argument: str) -> list[str]:
     return argument.split("=", 1) if argument.startswith(("--config-dir=", "-cd=")) else [argument]
 
 
-def _hydra(arguments: list[str]) -> None:
-    """Hand over to hydra: several runs (-m), or its own flags (--cfg job, --info, ...)."""
-    import hydra
+def _hydra(arguments: list[str]) -> int:
+    """Make several runs (-m), or hand over to hydra for its own flags (--cfg job, --info, ...)."""
     from hydra._internal.utils import get_args_parser
 
     from budgetcl.configuration import conf_folder
+    from budgetcl.sweep import sweep
 
     flags = get_args_parser()
     flags.error = _refuse_flag  # type: ignore[method-assign]
-    flags.parse_args(arguments)
+    options = vars(flags.parse_args(arguments))
+    overrides, folder = options["overrides"], options["config_dir"]
+    if options["multirun"]:
+        others = [
+            name for name, value in options.items() if value and name not in ("multirun", "overrides", "config_dir")
+        ]
+        if others:
+            raise UserError(f"-m and --{others[0].replace('_', '-')} given; -m goes with key=value settings alone")
+        return sweep([*overrides, *(["--config-dir", folder] if folder else [])])
+
+    import hydra
+
     # Without this hydra prints a shortened traceback and exits by itself; here every error becomes one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["budgetcl", *arguments]
-    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="run")(_one_of_several)()
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="run")(_alone)()
+    return 0
 
 
-def _refuse_flag(message: str) -> NoReturn:
-    raise UserError(f"{message}; settings are given as key=value, see budgetcl run --help")
-
-
-def _one_of_several(cfg: DictConfig) -> None:
-    """Run one configuration of a sweep; a failure is said where it happens and does not stop the others."""
+def _alone(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from budgetcl.run import execute
 
-    overrides = list(HydraConfig.get().overrides.task)
-    try:
-        execute(cfg, overrides, several=True)
-    except (UserError, OSError) as error:
-        _complain(f"{' '.join(overrides)}: {error}")
-        raise UserError("a run of the sweep failed; what it said stands above") from None
+    execute(cfg, list(HydraConfig.get().overrides.task), several=False)
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    raise UserError(f"{message}; settings are given as key=value, see budgetcl run --help")
 
 
 class _one_line_errors:
@@ -192,7 +200,8 @@ class _one_line_errors:
         if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
             given = str(error.missing_cfg_file)
             group, _, name = given.rpartition("/")
-            raise UserError(f"{group}={name} given; {nearest(name, error.options)}") from None
+            more = " (pip install 'budgetcl[sweep]' adds joblib and submitit)" if group == "hydra/launcher" else ""
+            raise UserError(f"{group}={name} given; {nearest(name, error.options)}{more}") from None
         if isinstance(error, OverrideParseException):
             raise UserError(
                 f"'{error.override}' given; key=value is expected, special characters in quotes: \"key='a, b!'\""

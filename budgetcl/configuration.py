@@ -17,7 +17,9 @@ from budgetcl.errors import UserError, nearest
 # What a result depends on; the rest (device, output, tracker, name) is recorded, not hashed.
 SCIENTIFIC = ("stream", "budget", "reference", "learner", "metrics", "seed", "threads", "precision")
 # Overrides of these do not make another method.
-_NOT_THE_METHOD = ("method", "seed", "stream", "output", "name", "device", "tracker", "threads", "experiment", "hydra")
+_NOT_THE_METHOD = (
+    "method", "seed", "stream", "output", "name", "rerun", "device", "query", "tracker", "threads", "experiment", "hydra",
+)  # fmt: skip
 
 
 def conf_folder() -> Path:
@@ -58,6 +60,12 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+        return hydra_compose("run", overrides=searched(overrides))
+
+
+def searched(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with ``--config-dir FOLDER`` as the override that it stands for."""
     overrides = list(overrides)
     for option in ("--config-dir", "-cd"):
         if option in overrides:
@@ -68,8 +76,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
             if not folder.is_dir():
                 raise UserError(f"{option} {overrides[at + 1]} given; that is no folder")
             overrides[at : at + 2] = [f"hydra.searchpath=[file://{folder}]"]
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
-        return hydra_compose("run", overrides=overrides)
+    return overrides
 
 
 def known_keys(overrides: Sequence[str] = ()) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,28 +15,43 @@ from omegaconf import DictConfig, OmegaConf
 
 from budgetcl.assemble import build, make_parts
 from budgetcl.configuration import method_label, plain, run_id
-from budgetcl.errors import UserError
+from budgetcl.errors import UserError, one_of
 from budgetcl.loop import Progress, run
-from budgetcl.records.record import Record, Results
+from budgetcl.records.claim import claimed
+from budgetcl.records.record import Record, Results, finished, free_place, settle
 from budgetcl.records.tracker import Guarded
 from budgetcl.streams.batch import Source
 
 
-def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> Results:
+def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[Results, bool]:
     """Run a configuration, write its record, and say where it lies.
+
+    A run that is finished already is not made again, unless ``rerun=true``: equal identities have equal results.
 
     Args:
         cfg: the composed configuration.
         overrides: what was overridden on the command line; it tells rows of one method apart.
         several: whether this is one of several runs; it then says one line at its end.
+
+    Returns:
+        The record, and whether it was made now.
+
+    Raises:
+        UserError: bad input, or another process is at this run.
     """
     for key in ("output", "name"):
         if cfg[key] in (None, ""):
             raise UserError(f"{key}={cfg[key]!r} given; the name of a folder is expected")
+    one_of((True, False), rerun=cfg.rerun)
     config = plain(cfg)
+    again = config.pop("rerun")
+    place, identity = Path(str(cfg.output)) / str(cfg.name), run_id(config)
+    narrator = _Narrator(quiet=several)
+    if (before := finished(place, identity)) and not again:
+        return _already(before, narrator)
     parts, metrics, tracker = make_parts(cfg), build(cfg.metrics), Guarded(build(cfg.tracker))
     stream = parts.source.stream
-    method, identity = method_label(cfg.method.name, overrides), run_id(config)
+    method = method_label(cfg.method.name, overrides)
     info: dict[str, Any] = {
         "id": identity,
         "name": cfg.name,
@@ -51,25 +67,34 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> Results
         "threads": cfg.threads,
         "precision": cfg.precision,
     }
-    folder = Path(str(cfg.output)) / str(cfg.name) / f"{_safe(method)}-{stream.name}-{cfg.seed}-{identity}"
-    record = Record(folder, OmegaConf.to_yaml(OmegaConf.create(config)), info, stream)
-    tracker.begin({**info, "fingerprint": stream.fingerprint()}, config)
-    narrator = _Narrator(quiet=several)
-    for note in () if several else stream.notes:
-        print(f"note: {note}")
+    with claimed(place / f".{identity}.lock"):
+        if (before := finished(place, identity)) and not again:  # made by another process since we looked
+            return _already(before, narrator)
+        folder = before.folder if before else place / f"{_safe(method)}-{stream.name}-{cfg.seed}-{identity}"
+        draft = free_place(folder)
+        record = Record(draft, OmegaConf.to_yaml(OmegaConf.create(config)), info, stream)
+        tracker.begin({**info, "fingerprint": stream.fingerprint()}, config)
+        for note in () if several else stream.notes:
+            print(f"note: {note}")
 
-    def narrate(progress: Progress) -> None:
-        narrator(progress)
-        tracker.step(progress.step, {"accuracy": progress.accuracy, "utilisation": progress.utilisation})
+        def narrate(progress: Progress) -> None:
+            narrator(progress)
+            tracker.step(progress.step, {"accuracy": progress.accuracy, "utilisation": progress.utilisation})
 
-    _pictures(parts.source, folder / "pictures.png")
-    results = run(parts.source, parts.learner, parts.compute, record, cfg.seed, narrate, cfg.query)
-    summary: dict[str, Any] = {"method": method, "seed": cfg.seed, "stream": stream.name}
-    for metric in metrics.values():
-        summary.update(metric(results))
-    record.conclude({key: _finite(value) for key, value in summary.items()})
-    tracker.end(summary, results.ledger)
-    narrator.end(summary, folder)
+        summary: dict[str, Any] = {"method": method, "seed": cfg.seed, "stream": stream.name}
+        try:
+            _pictures(parts.source, draft / "pictures.png")
+            results = run(parts.source, parts.learner, parts.compute, record, cfg.seed, narrate, cfg.query)
+            for metric in metrics.values():
+                summary.update(metric(results))
+            record.conclude({key: _finite(value) for key, value in summary.items()})
+        except BaseException as error:
+            spent = {name: np.array(column) for name, column in parts.compute.ledger.rows().items()}
+            tracker.end({**summary, "failed": reason(error)}, spent)
+            raise
+        tracker.end(summary, results.ledger)
+        results = settle(draft, folder)
+    narrator.end(results)
     audit = results.info["audit"]
     if not audit["agrees"]:
         print(
@@ -78,7 +103,25 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> Results
             "run networks through compute only",
             file=sys.stderr,
         )
-    return results
+    return results, True
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line why a run failed; for what is no bad input also where."""
+    said = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return said
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    if isinstance(error, OSError):
+        return f"{error.strerror or said}: {error.filename or 'disk'}"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {said} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def _already(results: Results, narrator: _Narrator) -> tuple[Results, bool]:
+    narrator.end(results, "already done: ")
+    return results, False
 
 
 class _Narrator:
@@ -99,16 +142,19 @@ class _Narrator:
         )
         print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", flush=True)
 
-    def end(self, summary: dict[str, Any], folder: Path) -> None:
-        """Say the run's numbers and where its record lies."""
-        if self._live:
+    def end(self, results: Results, before: str = "") -> None:
+        """Say the run's numbers and where its record lies; ``before`` stands in front."""
+        if self._live and not before:
             print()
         names = ("average_accuracy", "final_accuracy", "online", "near_future", "retention")
-        shown = (name for name in names if math.isfinite(summary.get(name, math.nan)))
+        summary, folder = results.summary, results.folder
+        shown = (name for name in names if summary.get(name) is not None)
         numbers = " · ".join(f"{name.replace('_', ' ')} {summary[name]:.1%}" for name in shown)
-        print(f"{summary['method']} · {summary['stream']} · seed {summary['seed']}: {numbers}", flush=True)
+        print(f"{before}{summary['method']} · {summary['stream']} · seed {summary['seed']}: {numbers}", flush=True)
         if not self._quiet:
             print(f"record: {folder}\nfor tables and plots: budgetcl report {folder}")
+            if before:
+                print("to run it again: rerun=true")
 
 
 def _pictures(source: Source, path: Path, count: int = 12) -> None:

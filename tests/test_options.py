@@ -84,7 +84,7 @@ TRAINED = {
 }
 SAME_KEYS = {"budget/flops": "budget/updates", "budget/passes": "budget/updates", "backbone/small": "backbone/glyphs"}
 # Of run.yaml: where and how a run is made, not what; threads change bits only where there is more than one.
-HOW = {"name", "output", "threads", "device", "query", "defaults", "hydra"}
+HOW = {"name", "output", "rerun", "threads", "device", "query", "defaults", "hydra"}
 STREAMS = {
     "glyphs": {
         "pretrain_classes": 11, "stream_classes": 8, "steps": 2, "order": "data", "train": 7, "pretrain_train": 9,

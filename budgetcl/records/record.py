@@ -7,6 +7,7 @@ folder whose ``run.json`` does not say ``finished`` is never taken for a result.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA_VERSION = 1
+FILES = (
+    "config.yaml", "run.json", "stream.parquet", "steps.parquet", "ledger.parquet", "prices.json", "predictions.parquet",
+)  # fmt: skip
 _PART_ROWS = 1_000_000
 
 Columns = Mapping[str, np.ndarray]
@@ -223,6 +227,38 @@ def read(folder: Path) -> Results:
             "update budgetcl"
         )
     return Results(folder, info)
+
+
+def finished(place: Path, identity: str) -> Results | None:
+    """Return the whole record that this version of the package made of a run, if ``place`` holds one."""
+    for folder in sorted(place.glob(f"*-{identity}")):
+        try:
+            results = read(folder)
+        except UserError:  # no record, or none that this version understands
+            continue
+        mine = results.info.get("versions", {}).get("budgetcl") == budgetcl.__version__
+        if results.finished and mine and all((folder / name).is_file() for name in FILES):
+            return results
+    return None
+
+
+def free_place(folder: Path) -> Path:
+    """Return where a new record for ``folder`` is to be written: beside it, as long as a finished one stands there."""
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((folder / "run.json").read_text(encoding="utf-8")).get("finished"):
+            return folder.with_name(f"{folder.name}.rerun")
+    return folder
+
+
+def settle(draft: Path, folder: Path) -> Results:
+    """Put a finished record in the place of an earlier one, which is let go only then, and read it."""
+    if draft != folder:
+        old = folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+        os.rename(draft, folder)
+        shutil.rmtree(old)
+    return read(folder)
 
 
 def find(paths: list[Path]) -> Iterator[Results]:

@@ -20,7 +20,7 @@ class Tracker:
         """Note the numbers of a time step."""
 
     def end(self, summary: Mapping[str, Any], ledger: Mapping[str, np.ndarray]) -> None:
-        """End a run: its summary, and the ledger as columns."""
+        """End a run: its summary, and the ledger as columns. A run that failed says why, as ``summary["failed"]``."""
 
 
 class Guarded(Tracker):
@@ -96,4 +96,4 @@ class Wandb(Tracker):
         rows = [list(row) for row in zip(*(column.tolist() for column in ledger.values()))]
         self._run.log({"ledger": wandb.Table(columns=list(ledger), data=rows)})
         self._run.summary.update(dict(summary))
-        self._run.finish()
+        self._run.finish(exit_code=int("failed" in summary))

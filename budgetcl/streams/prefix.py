@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +22,8 @@ def check_shifts(shifts: Sequence[int], shift: int | None, samples: int) -> tupl
         UserError: they are not ascending whole numbers below the stream's number of samples, or ``shift`` is none of
             them.
     """
+    if isinstance(shifts, str) or not isinstance(shifts, Iterable):
+        raise UserError(f"shifts={shifts!r} given; a list is expected, such as shifts=[0,16]")
     whole = all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in shifts)
     if not whole or list(shifts) != sorted(set(shifts)) or min(shifts, default=0) < 0:
         raise UserError(f"shifts={list(shifts)} given; ascending integers of at least 0 are expected")

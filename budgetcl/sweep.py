@@ -1,0 +1,88 @@
+"""Several runs: hydra's sweeper says which, its launchers where; a failure is kept and does not stop the others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from budgetcl.configuration import conf_folder, searched
+from budgetcl.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+DONE, ALREADY, FAILED = "done", "already done", "failed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run.
+
+    Attributes:
+        overrides: what it was asked to be.
+        state: DONE, ALREADY (it was finished before) or FAILED.
+        reason: why it failed.
+    """
+
+    overrides: tuple[str, ...]
+    state: str
+    reason: str = ""
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """Make the runs that some overrides name together, say how many were done, and list those that failed.
+
+    Args:
+        arguments: overrides, ``method=a,b 'seed=range(0,5)'``, the launcher's included.
+
+    Returns:
+        The exit status: 1 where a run failed.
+
+    Raises:
+        UserError: bad input, or the launcher itself gave up.
+    """
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder()), job_name="budgetcl"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        try:
+            batches = hydra.multirun("run", one_of_several, searched(arguments), with_log_configuration=False)
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in ("joblib", "submitit"):
+                raise
+            raise UserError(
+                f"the launcher gave up ({' '.join(str(error).split())}); what is finished is kept, the same command "
+                "goes on"
+            ) from error
+    return summarise([job.return_value for batch in batches or () for job in batch])
+
+
+def one_of_several(cfg: DictConfig) -> Outcome:
+    """Make one run of a sweep, in whatever process; hydra must not see it fail, or it would stop."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from budgetcl.run import execute, reason
+
+    overrides = tuple(HydraConfig.get().overrides.task)
+    try:
+        _, fresh = execute(cfg, overrides, several=True)
+    except Exception as error:
+        print(f"failed: {' '.join(overrides)}: {reason(error)}", flush=True)
+        return Outcome(overrides, FAILED, reason(error))
+    return Outcome(overrides, DONE if fresh else ALREADY)
+
+
+def summarise(outcomes: Sequence[Outcome]) -> int:
+    """Say what became of the runs, the failed ones by what they do not share with the others, and return the status."""
+    shared: set[Any] = set.intersection(*(set(each.overrides) for each in outcomes)) if len(outcomes) > 1 else set()
+    failed = [outcome for outcome in outcomes if outcome.state == FAILED]
+    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in (DONE, ALREADY, FAILED)}
+    print(f"{len(outcomes)} runs: {', '.join(f'{n} {state}' for state, n in counts.items() if n)}", flush=True)
+    for outcome in failed:
+        own = " ".join(override for override in outcome.overrides if override not in shared)
+        print(f"budgetcl: failed: {own or ' '.join(outcome.overrides)}: {outcome.reason}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
