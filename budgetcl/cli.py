@@ -156,11 +156,9 @@ def _hydra(arguments: list[str]) -> int:
     options = vars(flags.parse_args(arguments))
     overrides, folder = options["overrides"], options["config_dir"]
     if options["multirun"]:
-        others = [
-            name for name, value in options.items() if value and name not in ("multirun", "overrides", "config_dir")
-        ]
-        if others:
-            raise UserError(f"-m and --{others[0].replace('_', '-')} given; -m goes with key=value settings alone")
+        for flag in options.keys() - {"multirun", "overrides", "config_dir"}:
+            if options[flag]:
+                raise UserError(f"-m and --{flag.replace('_', '-')} given; -m goes with key=value settings alone")
         return sweep([*overrides, *(["--config-dir", folder] if folder else [])])
 
     import hydra

@@ -18,7 +18,8 @@ from budgetcl.errors import UserError, nearest
 SCIENTIFIC = ("stream", "budget", "reference", "learner", "metrics", "seed", "threads", "precision")
 # Overrides of these do not make another method.
 _NOT_THE_METHOD = (
-    "method", "seed", "stream", "output", "name", "rerun", "device", "query", "tracker", "threads", "experiment", "hydra",
+    "method", "seed", "stream", "output", "name", "rerun", "device", "query", "tracker", "threads", "experiment",
+    "hydra",
 )  # fmt: skip
 
 

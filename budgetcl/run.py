@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from budgetcl.assemble import build, make_parts
 from budgetcl.configuration import method_label, plain, run_id
-from budgetcl.errors import UserError, one_of
+from budgetcl.errors import UserError
 from budgetcl.loop import Progress, run
 from budgetcl.records.claim import claimed
 from budgetcl.records.record import Record, Results, finished, free_place, settle
@@ -42,7 +42,8 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[R
     for key in ("output", "name"):
         if cfg[key] in (None, ""):
             raise UserError(f"{key}={cfg[key]!r} given; the name of a folder is expected")
-    one_of((True, False), rerun=cfg.rerun)
+    if not isinstance(cfg.rerun, bool):
+        raise UserError(f"rerun={cfg.rerun!r} given; true or false is expected")
     config = plain(cfg)
     again = config.pop("rerun")
     place, identity = Path(str(cfg.output)) / str(cfg.name), run_id(config)

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 FILES = (
-    "config.yaml", "run.json", "stream.parquet", "steps.parquet", "ledger.parquet", "prices.json", "predictions.parquet",
+    "config.yaml", "run.json", "stream.parquet", "steps.parquet", "ledger.parquet", "prices.json",
+    "predictions.parquet",
 )  # fmt: skip
 _PART_ROWS = 1_000_000
 
