@@ -83,6 +83,41 @@ TRAINED = {
     },
 }
 SAME_KEYS = {"budget/flops": "budget/updates", "budget/passes": "budget/updates", "backbone/small": "backbone/glyphs"}
+OF_A_BACKBONE = "features.of={_target_: budgetcl.learners.features.FrozenBackbone, backbone: '${backbone}'}"
+TRAINED |= {
+    "learner/frozen": {
+        "features": ("glyphs", "slda", (), "features=random_relu"),
+        "classifier": ("glyphs", "slda", (), "classifier=nearest_mean"),
+        "batch": ("glyphs", "slda", (), "learner.batch=16"),
+        "seed": ("glyphs", "slda", (), "learner.seed=5"),
+    },
+    "features/backbone": {"backbone": ("glyphs", "slda", (), "backbone.pretrained=null")},
+    "features/random_fourier": {
+        "of": ("glyphs", "randumb", (), OF_A_BACKBONE),
+        "width": ("glyphs", "randumb", (), "features.width=100"),
+        "gamma": ("glyphs", "randumb", (), "features.gamma=1.0"),
+        "seed": ("glyphs", "randumb", (), "features.seed=5"),
+    },
+    "features/random_relu": {
+        "of": ("glyphs", "analytic", (), "backbone.pretrained=null"),
+        "width": ("glyphs", "analytic", (), "features.width=100"),
+        "seed": ("glyphs", "analytic", (), "features.seed=5"),
+    },
+    "classifier/nearest_mean": {"metric": ("glyphs", "nmc", (), "classifier.metric=cosine")},
+    "classifier/neighbours": {
+        "k": ("glyphs", "knn", (), "classifier.k=1"),
+        "metric": ("glyphs", "knn", (), "classifier.metric=euclidean"),
+    },
+    "classifier/discriminant": {"shrinkage": ("glyphs", "slda", (), "classifier.shrinkage=0.1")},
+    "classifier/ridge": {"ridge": ("glyphs", "analytic", (), "classifier.ridge=10.0")},
+    "classifier/fetril": {
+        "optimiser": ("glyphs", "fetril", (), "optimiser.lr=0.2"),
+        "schedule": ("glyphs", "fetril", (), "schedule=constant"),
+        "batch": ("glyphs", "fetril", (), "classifier.batch=4"),
+        "features_share": ("glyphs", "fetril", (), "classifier.features_share=0.3"),
+        "seed": ("glyphs", "fetril", (), "classifier.seed=5"),
+    },
+}
 # Of run.yaml: where and how a run is made, not what; threads change bits only where there is more than one.
 HOW = {"name", "output", "rerun", "threads", "device", "query", "defaults", "hydra"}
 STREAMS = {
@@ -107,7 +142,10 @@ def keys_of(path):
 
 
 def test_every_key_of_every_component_has_its_test():
-    for group in ("sampler", "objective", "head", "part", "optimiser", "schedule", "budget", "learner", "backbone"):
+    for group in (
+        *("sampler", "objective", "head", "part", "optimiser", "schedule", "budget", "learner", "backbone"),
+        *("features", "classifier"),
+    ):
         for path in (conf_folder() / group).glob("*.yaml"):
             name = f"{group}/{path.stem}"
             assert keys_of(path) == set(TRAINED[SAME_KEYS.get(name, name)]), name

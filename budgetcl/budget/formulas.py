@@ -265,13 +265,28 @@ def nearest_mean(n: int, d: int, classes: int) -> int:
     return n * d + 2 * n * d * classes
 
 
-def slda(n: int, d: int, classes: int) -> int:
-    """Streaming linear discriminant (Hayes & Kanan, CVPRW 2020): 2nd^2 + 8d^3/3 + 2d^2 c.
+def scatter(n: int, d: int) -> int:
+    """The sum of the outer products of n samples, a covariance's: 2nd^2 (Hayes & Kanan, CVPR workshops 2020)."""
+    return 2 * n * d**2
 
-    The covariance's rank-one updates (2nd^2), its inversion with shrinkage (8d^3/3: LU, then the inverse) and the
-    weights of c classes (2d^2 c).
+
+def discriminant(d: int, classes: int) -> int:
+    """The weights of a linear discriminant, from sums over the samples: d^3/3 + 4d^2 c + 2dc.
+
+    The means' outer products (2d^2 c), a Cholesky decomposition, two triangular solves for each class (2d^2 c) and the
+    offsets (2dc). An explicit inverse by LU instead of the decomposition would cost 8d^3/3.
     """
-    return 2 * n * d**2 + 8 * d**3 // 3 + 2 * d**2 * classes
+    return cholesky(d) + 4 * d**2 * classes + 2 * d * classes
+
+
+def recursive_least_squares(n: int, d: int, classes: int) -> int:
+    """One batch of recursive least squares (ACIL, NeurIPS 2022): 4nd^2 + 3n^2 d + n^3/3 + 4ndc + n^2 c.
+
+    Woodbury's identity: x R (2nd^2), K = x R x' (2n^2 d), its Cholesky decomposition (n^3/3), triangular solves against
+    x R (n^2 d) and against the errors (n^2 c), the errors (2ndc), the updates of R (2nd^2) and of W (2ndc).
+    """
+    c = classes
+    return 4 * n * d**2 + 3 * n**2 * d + cholesky(n) + 4 * n * d * c + n**2 * c
 
 
 def scores(n: int, classes: int) -> int:

@@ -157,7 +157,9 @@ def test_work_that_torch_does_not_see_costs_what_the_rules_say() -> None:
     assert formulas.knn(3, n, d) == 3 * 100 * 35
     assert formulas.approximate_knn(1234, d) == 1234 * 35
     assert formulas.nearest_mean(n, d, c) == 1600 + 2 * 1600 * 5
-    assert formulas.slda(n, d, c) == 2 * 100 * 256 + 8 * 4096 // 3 + 2 * 256 * 5
+    assert formulas.scatter(n, d) == 2 * 100 * 256
+    assert formulas.discriminant(d, c) == 4096 // 3 + 4 * 256 * 5 + 2 * 16 * 5
+    assert formulas.recursive_least_squares(8, d, c) == 4 * 8 * 256 + 3 * 64 * 16 + 512 // 3 + 4 * 8 * 16 * 5 + 64 * 5
     assert formulas.scores(n, c) == 2500
     assert formulas.fisher(10, 1000, 50) == 10 * 1100
     assert formulas.gradient_scores(10, 1000) == 10_000
