@@ -290,7 +290,7 @@ def recursive_least_squares(n: int, d: int, classes: int) -> int:
 
 
 def scores(n: int, classes: int) -> int:
-    """Least confidence, or the loss, of n rows of logits: 5nc (maximum, difference, exponential, sum, division)."""
+    """Loss, confidence, margin or entropy of n logit rows: 5nc (maximum, difference, exponential, sum and another)."""
     return 5 * n * classes
 
 
@@ -302,6 +302,21 @@ def fisher(samples: int, gradient: int, parameters: int) -> int:
 def gradient_scores(samples: int, gradient: int) -> int:
     """Scores from one gradient a sample (GSS, NeurIPS 2019): nS."""
     return samples * gradient
+
+
+def gradient_diversity(n: int, classes: int, d: int, compared: int) -> int:
+    """Greedy selection by last-layer gradients (GSS, NeurIPS 2019, algorithm 2): n(3(c + d) + m(2(c + d) + 2)).
+
+    Both factors of a gradient, an error (c) and features (d), are scaled to length 1; each of n is then compared with
+    m others: two products, their product and a comparison.
+    """
+    size = classes + d
+    return n * (3 * size + compared * (2 * size + 2))
+
+
+def descent(parameters: int) -> int:
+    """A plain step against the gradient: 2P."""
+    return 2 * parameters
 
 
 def sgd(parameters: int) -> int:
