@@ -1,4 +1,4 @@
-"""Sampling that prefers what came last: FIFO, recent windows, and half recent half uniform (ER)."""
+"""Sampling that prefers what came last: FIFO, recent windows, half recent half uniform (ER), exponential age."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from budgetcl.errors import at_least, between
 from budgetcl.memory.sampler import Place, enough
+from budgetcl.memory.weighted import FEW, distinct, heaviest
 from budgetcl.streams.stream import IntArray
 
 
@@ -15,6 +16,8 @@ class Recent:
     Args:
         window: how many of the last samples; None: what the current step revealed.
     """
+
+    ahead = True
 
     def __init__(self, window: int | None = None) -> None:
         if window is not None:
@@ -47,6 +50,8 @@ class HalfRecent:
             share asks, the rest of the memory fills up.
     """
 
+    ahead = True
+
     def __init__(self, share: float = 0.5, window: int | None = None) -> None:
         between(0, 1, share=share)
         self.share = share
@@ -62,16 +67,60 @@ class HalfRecent:
         memory = self._place.memory
         enough(n, len(memory), "the memory")
         recent = self._recent.draw(min(round(self.share * n), self._recent.reach()), update)
-        return np.concatenate([recent, self._others(n - len(recent), recent, update)])
+        others = untaken(len(memory), recent, n - len(recent), self._place.random("uniform", update))
+        return np.concatenate([recent, others])
 
     def reach(self) -> int:
         """Return the size of the memory."""
         return len(self._place.memory)
 
-    def _others(self, n: int, taken: IntArray, update: int) -> IntArray:
-        # Uniform over the rows that are not taken: draw ranks among them, then step over the taken ones.
-        ranks = self._place.random("uniform", update).choice(
-            len(self._place.memory) - len(taken), n, replace=False, shuffle=False
-        )
-        taken = np.sort(taken)
-        return ranks + np.searchsorted(taken - np.arange(len(taken)), ranks, side="right")
+
+class RecencyBiased:
+    """The newer, the likelier: a sample's weight falls exponentially with its age (BudgetCL, CVPR 2023).
+
+    The weight of the sample after which k others were revealed is exp(-k / scale). A batch is drawn one by one by
+    weight, without repetition. Ages beyond n + 40 x scale are left out: all of them together would come once in
+    exp(40) draws.
+
+    Args:
+        scale: the age at which the weight has fallen to 1/e, in samples; None: as many as the current step revealed.
+    """
+
+    ahead = True
+
+    def __init__(self, scale: int | None = None) -> None:
+        if scale is not None:
+            at_least(1, scale=scale)
+        self.scale = scale
+
+    def begin(self, place: Place) -> None:
+        """Take up the step."""
+        self._place = place
+
+    def draw(self, n: int, update: int) -> IntArray:
+        """Return n distinct rows, by weight."""
+        memory = self._place.memory
+        size, scale = len(memory), self.scale or max(1, memory.new)
+        enough(n, size, "the memory")
+        random = self._place.random("recency", update)
+        pool = min(size, n + 40 * scale)
+
+        def propose(tries: int) -> IntArray:
+            # The inverse of the distribution function of a geometric age below the pool's size.
+            ages = -scale * np.log1p(random.random(tries) * np.expm1(-pool / scale))
+            return np.minimum(ages.astype(np.int64), pool - 1)
+
+        ages = heaviest(n, -np.arange(pool) / scale, random) if pool <= FEW * n else distinct(n, propose)
+        return size - 1 - ages
+
+    def reach(self) -> int:
+        """Return the size of the memory."""
+        return len(self._place.memory)
+
+
+def untaken(size: int, taken: IntArray, n: int, random: np.random.Generator) -> IntArray:
+    """Return n distinct rows of ``size``, uniformly among those that are not taken."""
+    # Ranks among the rows that are not taken, which then step over the taken ones.
+    ranks = random.choice(size - len(taken), n, replace=False, shuffle=False)
+    taken = np.sort(taken)
+    return ranks + np.searchsorted(taken - np.arange(len(taken)), ranks, side="right")

@@ -61,16 +61,29 @@ class Place:
 
 
 class Sampler(Protocol):
-    """Draws rows of the memory. ``begin`` once a step; ``draw`` once an update."""
+    """Draws rows of the memory. ``begin`` once a step; ``draw`` once an update.
+
+    Attributes:
+        ahead: whether draws depend on the memory's rows and the update's number alone, neither on the network nor on
+            what was used: then they may be made before their time.
+    """
+
+    @property
+    def ahead(self) -> bool:
+        """Whether draws may be made before their time."""
+        ...
 
     def begin(self, place: Place) -> None:
-        """Prepare for a step. Whatever asks the network is charged here."""
+        """Prepare for a step."""
         ...
 
     def draw(self, n: int, update: int) -> IntArray:
-        """Return n distinct rows of the memory for this update of the step.
+        """Return n rows of the memory for this update of the step, distinct unless the sampler says otherwise.
+
+        Whatever asks the network is charged before it is asked.
 
         Raises:
+            Exhausted: the rest of the step's allowance does not pay for asking the network.
             UserError: there are fewer than n to draw from.
         """
         ...

@@ -1,54 +1,68 @@
-"""Sampling by the network's verdict: candidates are scored by a forward pass, which the ledger charges."""
+"""Selection by the network's verdict on each candidate: max-loss, least confidence, margin, entropy."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from budgetcl.budget.formulas import scores
-from budgetcl.errors import UserError, between
-from budgetcl.memory.sampler import Place, enough
+from budgetcl.memory.selection import Selection, top
 from budgetcl.streams.stream import IntArray
 
 
-class MaxLoss:
-    """Learn from the candidates with the highest loss (max-loss selection, BudgetCL, CVPR 2023).
+class Scored(Selection):
+    """Learn from the candidates with the highest score."""
 
-    At the start of a step a part of the allowance buys forward passes over candidates, drawn uniformly from everything
-    seen, new data included; the step then draws uniformly from those with the highest loss.
+    @abstractmethod
+    def score(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the scores (n,) of logits (n, classes) whose classes are target (n,)."""
 
-    Args:
-        spend: the share of the step's allowance that scoring may cost; it bounds the number of candidates.
-        keep: the share of the candidates that is kept.
-    """
+    def price(self, n: int, kept: int) -> int:
+        """Return the FLOPs of n scores."""
+        return scores(n, self._place.network.head.classes)
 
-    def __init__(self, spend: float = 1 / 6, keep: float = 1 / 3) -> None:
-        between(0, 1, spend=spend, keep=keep)
-        self.spend, self.keep = spend, keep
-
-    def begin(self, place: Place) -> None:
-        """Score the candidates of this step."""
-        self._place = place
-        price = place.price() + scores(1, place.network.head.classes)
-        n = min(int(self.spend * place.compute.ledger.remaining) // price, len(place.memory))
-        if n < 1:
-            raise UserError(
-                f"spend={self.spend:g} of this step's allowance does not pay for scoring one image: raise it"
-            )
-        candidates = place.random("candidates").choice(len(place.memory), n, replace=False, shuffle=False)
-        losses = []
+    def select(self, candidates: IntArray, kept: int) -> IntArray:
+        """Return the rows with the highest scores, highest first."""
+        place, found = self._place, []
         for rows, outputs in place.forward(candidates, "score"):
+            place.compute.work("select", self.price(len(rows), 0))
             target = torch.from_numpy(place.memory.label[rows]).to(outputs.logits.device)
-            place.compute.work("score", scores(len(rows), outputs.logits.shape[1]))
-            losses.append(torch.nn.functional.cross_entropy(outputs.logits.float(), target, reduction="none"))
-        order = torch.argsort(torch.cat(losses), descending=True, stable=True).cpu().numpy()
-        self._ranked = candidates[order]
+            found.append(self.score(outputs.logits.float(), target))
+        return candidates[top(torch.cat(found), kept)]
 
-    def draw(self, n: int, update: int) -> IntArray:
-        """Return n distinct rows among those kept; at least n are kept."""
-        enough(n, len(self._ranked), f"the candidates that spend={self.spend:g} pays for")
-        kept = max(n, round(self.keep * len(self._ranked)))
-        return self._ranked[self._place.random("scored", update).choice(kept, n, replace=False, shuffle=False)]
 
-    def reach(self) -> int:
-        """Return the size of the memory."""
-        return len(self._place.memory)
+class MaxLoss(Scored):
+    """Score: the cross-entropy -log p(y) (max-loss selection, BudgetCL, CVPR 2023)."""
+
+    def score(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the losses."""
+        return F.cross_entropy(logits, target, reduction="none")
+
+
+class LeastConfidence(Scored):
+    """Score: 1 - max p, what the network is least sure of (uncertainty selection, BudgetCL, CVPR 2023)."""
+
+    def score(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return what is missing from certainty; labels do not matter."""
+        return 1 - logits.softmax(1).amax(1)
+
+
+class Margin(Scored):
+    """Score: -(p1 - p2), the two largest probabilities near each other (Scheffer et al., IDA 2001)."""
+
+    def score(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the negative margins; labels do not matter, and a single class has the margin 0."""
+        best = logits.softmax(1).topk(min(2, logits.shape[1])).values
+        return best[:, -1] - best[:, 0]
+
+
+class Entropy(Scored):
+    """Score: -sum p log p over the classes (Shannon, 1948; uncertainty sampling, Settles, 2009)."""
+
+    def score(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the entropies; labels do not matter."""
+        log = logits.log_softmax(1)
+        return -(log.exp() * log).sum(1)

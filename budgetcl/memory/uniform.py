@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import numpy as np
 
+from budgetcl.errors import UserError
 from budgetcl.memory.sampler import Place, enough
 from budgetcl.streams.stream import IntArray
 
 
 class Uniform:
-    """Every sample seen is equally likely; within a batch none comes twice (Naive, BudgetCL, CVPR 2023)."""
+    """Every sample seen is equally likely (Naive, BudgetCL, CVPR 2023).
+
+    Args:
+        replacement: whether a sample may come more than once in a batch, as in independent draws.
+    """
+
+    ahead = True
+
+    def __init__(self, replacement: bool = False) -> None:
+        if not isinstance(replacement, bool):
+            raise UserError(f"replacement={replacement!r} given; true or false is expected")
+        self.replacement = replacement
 
     def begin(self, place: Place) -> None:
         """Take up the step."""
         self._place = place
 
     def draw(self, n: int, update: int) -> IntArray:
-        """Return n distinct rows, uniformly."""
+        """Return n rows, uniformly; distinct ones unless drawn with replacement."""
         size = len(self._place.memory)
-        enough(n, size, "the memory")
-        return self._place.random("uniform", update).choice(size, n, replace=False, shuffle=False)
+        enough(1 if self.replacement else n, size, "the memory")
+        random = self._place.random("uniform", update)
+        if self.replacement:
+            return random.integers(size, size=n)
+        return random.choice(size, n, replace=False, shuffle=False)
 
     def reach(self) -> int:
         """Return the size of the memory."""
@@ -33,6 +48,8 @@ class ClassBalanced:
     all it has and the others fill up evenly.
     """
 
+    ahead = True
+
     def begin(self, place: Place) -> None:
         """Take up the step."""
         self._place = place
@@ -43,19 +60,40 @@ class ClassBalanced:
         enough(n, len(memory), "the memory")
         random = self._place.random("class-balanced", update)
         shares = fill_evenly(n, memory.class_counts, random)
-        picks = []
-        for label in np.flatnonzero(shares).tolist():
-            rows = memory.rows_of(label)
-            share = int(shares[label])
-            if share == 1:  # the common case with many classes, without a choice()'s set-up
-                picks.append(rows[random.integers(len(rows), size=1)])
-            else:
-                picks.append(rows[random.choice(len(rows), share, replace=False, shuffle=False)])
-        return np.concatenate(picks)
+        labels = np.flatnonzero(shares)
+        shares, counts = shares[labels], memory.class_counts[labels]
+        holders, places = np.repeat(labels, shares), distinct_places(shares, counts, random)
+        return np.array([memory.rows_of(c)[i] for c, i in zip(holders.tolist(), places.tolist())])
 
     def reach(self) -> int:
         """Return the size of the memory."""
         return len(self._place.memory)
+
+
+def distinct_places(shares: IntArray, counts: IntArray, random: np.random.Generator) -> IntArray:
+    """Return for each holder, uniformly, as many distinct places as its share, out of as many as its count.
+
+    Args:
+        shares: (k,) how many of each, from 1 to its count.
+        counts: (k,) how many places each holder has.
+        random: decides.
+
+    Returns:
+        (shares.sum(),) places in [0, count): the first holder's, then the second's, and so on.
+    """
+    most = int(shares.max())
+    if most > len(shares):  # a few holders with large shares
+        return np.concatenate([random.choice(c, s, replace=False, shuffle=False) for s, c in zip(shares, counts)])
+    # Floyd's algorithm (Bentley & Floyd, CACM 1987) for all holders at once. The i-th pick is one of the first
+    # count - share + i + 1 places; where that is taken already, it is the last of them, which cannot be.
+    picks = np.full((len(shares), most), -1)
+    for i in range(most):
+        (holders,) = np.nonzero(shares > i)
+        last = counts[holders] - shares[holders] + i
+        pick = random.integers(last + 1)
+        taken = (picks[holders, :i] == pick[:, None]).any(1)
+        picks[holders, i] = np.where(taken, last, pick)
+    return picks[np.arange(most) < shares[:, None]]
 
 
 def fill_evenly(n: int, capacity: IntArray, random: np.random.Generator) -> IntArray:
