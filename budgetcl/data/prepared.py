@@ -68,7 +68,6 @@ class Prepared:
     Args:
         path: the .parquet file to write.
         root: the folder that the pictures' paths are relative to.
-        timed: whether the samples have times.
         missing: "refuse" pictures that are not there, "drop" them, or "trust" the lists without looking.
 
     Attributes:
@@ -77,8 +76,7 @@ class Prepared:
         train_sum: a number that the train pictures give, in whatever order they come.
     """
 
-    def __init__(self, path: Path, root: Path, timed: bool = False, missing: str = "refuse") -> None:
-        import pyarrow as pa
+    def __init__(self, path: Path, root: Path, missing: str = "refuse") -> None:
         from pyarrow import parquet
 
         one_of(("refuse", "drop", "trust"), missing=missing)
@@ -90,16 +88,15 @@ class Prepared:
         self.counts: dict[str, Counter[Any]] = {}
         self.dropped = 0
         self.train_sum = 0
-        self._path, self._root, self._timed, self._missing = path, root, timed, missing
+        self._path, self._root, self._missing = path, root, missing
         self._partial = path.with_name(path.name + ".partial")
         self._absent: list[str] = []
         self._hashes: list[np.ndarray] = []
         self._order = hashlib.sha256()
         self._streamed = 0
-        fields = {"path": pa.string(), "label": None, "time": pa.float64(), "split": pa.string(), "order": pa.int64()}
-        self._fields = {name: kind for name, kind in fields.items() if timed or name != "time"}
         self._parquet = parquet
         self._writer: Any = None
+        self._schema: Any = None
 
     def __enter__(self) -> Self:
         return self
@@ -112,14 +109,10 @@ class Prepared:
         """Append the samples of a split; those of "train" are streamed in the order in which they come.
 
         Raises:
-            UserError: a path is empty or leaves the root; a piece has no times, though others have.
+            UserError: a path is empty or leaves the root; some samples have times and others have none.
         """
         one_of(SPLITS, split=split)
         for batch in batches:
-            if self._timed and "time" not in batch.schema.names:
-                raise UserError(
-                    f"the list of {split} has no times, though others have: give times for all, or for none"
-                )
             self._append(split, batch)
 
     def _append(self, split: str, batch: pyarrow.RecordBatch) -> None:
@@ -132,9 +125,7 @@ class Prepared:
         if pc.any(odd).as_py():
             first = batch["path"].filter(odd)[0].as_py()
             raise UserError(f"the list of {split} names {first!r}; a path below the pictures' folder is expected")
-        columns = {"path": paths, "label": batch["label"]}
-        if self._timed:
-            columns["time"] = batch["time"]
+        columns = {"path": paths, **{name: batch[name] for name in ("label", "time") if name in batch.schema.names}}
         there = self._there(paths)
         if there is not None:
             columns = {name: column.filter(pa.array(there)) for name, column in columns.items()}
@@ -156,15 +147,18 @@ class Prepared:
     def _write(self, columns: Mapping[str, Any]) -> None:
         import pyarrow as pa
 
+        batch = pa.RecordBatch.from_pydict(dict(columns))
         if self._writer is None:
-            self._fields["label"] = columns["label"].type
-            schema = pa.schema(list(self._fields.items()))
+            self._schema = batch.schema
             self._writer = self._parquet.ParquetWriter(
-                self._partial, schema, compression="zstd", use_dictionary=["label", "split"]
+                self._partial, batch.schema, compression="zstd", use_dictionary=["label", "split"]
             )
-        elif columns["label"].type != self._fields["label"]:
-            raise UserError("labels are numbers in one list and text in another: give lists of one kind")
-        self._writer.write_batch(pa.RecordBatch.from_pydict({name: columns[name] for name in self._fields}))
+        if batch.schema != self._schema:
+            raise UserError(
+                "the lists do not go together: some have times and others none, or labels are numbers in some and text "
+                "in others"
+            )
+        self._writer.write_batch(batch)
 
     def _there(self, paths: Any) -> np.ndarray | None:
         """Return which pictures are there, or None where none is to be left out."""
