@@ -153,7 +153,7 @@ def _hydra(arguments: list[str]) -> int:
 
     flags = get_args_parser()
     flags.error = _refuse_flag  # type: ignore[method-assign]
-    options = vars(flags.parse_args(arguments))
+    options = vars(flags.parse_intermixed_args(arguments))
     overrides, folder = options["overrides"], options["config_dir"]
     if options["multirun"]:
         for flag in options.keys() - {"multirun", "overrides", "config_dir"}:

@@ -104,17 +104,6 @@ def test_the_joblib_launcher_makes_the_same_records(sweep, tmp_path, same, monke
         same(run.predictions, records(sweep)[identity].predictions)
 
 
-def test_a_failure_in_a_sweep_is_said_and_does_not_stop_the_others(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    assert main(["run", "-m", *SMALL, f"output={tmp_path}", "budget.updates=0.1,2"]) == 2
-    error = capfd.readouterr().err.splitlines()
-    assert [line.split(":")[0] for line in error] == ["budgetcl", "Error executing job with overrides", "budgetcl"]
-    assert "budget.updates=0.1" in error[0]
-    assert "does not pay for one update" in error[0]
-    finished = [run for run in records(tmp_path).values() if run.finished]
-    assert [run.info["budget"]["updates"] for run in finished] == [2]
-
-
 def test_hydras_own_flags_work(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)
     assert main(["run", "--cfg", "job", *SMALL, f"output={tmp_path}"]) == 0
