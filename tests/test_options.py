@@ -108,6 +108,14 @@ TRAINED |= {
         "k": ("glyphs", "knn", (), "classifier.k=1"),
         "metric": ("glyphs", "knn", (), "classifier.metric=euclidean"),
     },
+    "classifier/hnsw": {
+        "k": ("glyphs", "knn_hnsw", (), "classifier.k=1"),
+        "metric": ("glyphs", "knn_hnsw", (), "classifier.metric=euclidean"),
+        "links": ("glyphs", "knn_hnsw", (), "classifier.links=4"),
+        "breadth": ("glyphs", "knn_hnsw", (), "classifier.breadth=8"),
+        "search": ("glyphs", "knn_hnsw", ("classifier.links=4",), "classifier.search=6"),
+        "seed": ("glyphs", "knn_hnsw", ("classifier.links=4",), "classifier.seed=5"),
+    },
     "classifier/discriminant": {"shrinkage": ("glyphs", "slda", (), "classifier.shrinkage=0.1")},
     "classifier/ridge": {"ridge": ("glyphs", "analytic", (), "classifier.ridge=10.0")},
     "classifier/fetril": {
