@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("pretrain", "preval", "pretest", "prefix", "train", "val", "test")
 NAMED = 5  # offenders that an error names
+NOTES = "budgetcl.notes"  # of the parquet file's metadata: what a user of the stream should be told
 WORKERS = 32  # threads that look for files: they wait for the disk, not for the processor
 
 
@@ -198,6 +199,8 @@ class Prepared:
         Raises:
             UserError: nothing is streamed, pictures are missing, or one is named twice, in one split or in two.
         """
+        if self._writer is not None:  # so that a run says it too
+            self._writer.add_key_value_metadata({NOTES: json.dumps([f"order: {ordering}", *notes])})
         self._close()
         if self._absent and self._missing == "refuse":
             raise UserError(
