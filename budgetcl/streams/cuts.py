@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from budgetcl.streams.stream import IntArray
 
@@ -13,8 +14,20 @@ def by_chunk(samples: int, chunk: int) -> IntArray:
 
 
 def by_number(samples: int, steps: int) -> IntArray:
-    """Return the bounds of so many steps, equally long to one sample."""
-    return np.cumsum([0] + [len(part) for part in np.array_split(np.arange(samples), steps)])
+    """Return the bounds of so many steps, equally long to one sample, the longer ones first."""
+    step = np.arange(steps + 1)
+    return step * (samples // steps) + np.minimum(step, samples % steps)
+
+
+def by_span(time: NDArray[np.float64], steps: int) -> IntArray:
+    """Return the bounds of steps of equal time, first to last sample; a span without a sample joins the next one.
+
+    Args:
+        time: (samples,) non-decreasing.
+        steps: the number of spans.
+    """
+    edges = np.linspace(time[0], time[-1], steps + 1)[1:-1]
+    return np.unique(np.concatenate([[0], np.searchsorted(time, edges), [len(time)]])).astype(np.int64)
 
 
 def evenly(steps: int, occasions: int) -> tuple[int, ...]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from budgetcl.streams.stream import IntArray
-
-_PART = 1 << 18  # paths that are gathered at a time
+_PART = 1 << 16  # paths that are looked at together
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 
 
 class Paths(Sequence[str]):
@@ -24,10 +24,24 @@ class Paths(Sequence[str]):
         data: (bytes,) uint8, the paths one after the other.
         start: (paths + 1,) where each begins; the last entry is where the last ends.
         order: (n,) which path stands at each place; None: all, as they are.
+        digest: what :meth:`digest` returns, where that is known already.
     """
 
-    def __init__(self, data: NDArray[np.uint8], start: IntArray, order: NDArray[np.integer] | None = None) -> None:
-        self._data, self._start, self._order = data, start, order
+    def __init__(
+        self,
+        data: NDArray[np.uint8],
+        start: NDArray[np.int64],
+        order: NDArray[Any] | None = None,
+        digest: str | None = None,
+    ) -> None:
+        self._data, self._start, self._order, self._digest = data, start, order, digest
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Paths:
+        """Return a few paths in the form of many."""
+        encoded = [os.fsencode(text) for text in texts]
+        start = np.cumsum([0, *(len(path) for path in encoded)]).astype(np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), start)
 
     def __len__(self) -> int:
         return len(self._start) - 1 if self._order is None else len(self._order)
@@ -43,27 +57,73 @@ class Paths(Sequence[str]):
         row = row if self._order is None else int(self._order[row])
         return os.fsdecode(self._data[self._start[row] : self._start[row + 1]].tobytes())
 
-    def ordered(self, order: NDArray[np.integer]) -> Paths:
+    def ordered(self, order: NDArray[Any], digest: str | None = None) -> Paths:
         """Return the paths at some places, in their order; nothing is copied."""
-        return Paths(self._data, self._start, order if self._order is None else self._order[order])
+        return Paths(self._data, self._start, order if self._order is None else self._order[order], digest)
 
     def digest(self) -> str:
         """Return a hash of the paths in their order: equal for equal paths, however they are kept."""
-        digest = hashlib.sha256()
+        if self._digest is None:
+            digest = hashlib.sha256()
+            for data, start in self._parts():
+                digest.update(np.diff(start).astype("<i8").tobytes())
+                digest.update(data)
+            self._digest = digest.hexdigest()
+        return self._digest
+
+    def repeated(self) -> list[NDArray[np.int64]]:
+        """Return the places of each path that stands at several of them.
+
+        Paths are compared by a hash of 64 bits, polynomial in their bytes, and those of equal hash as they are.
+        """
+        hashes = np.empty(len(self), np.uint64)
+        low = 0
+        for data, start in self._parts():
+            hashes[low : low + len(start) - 1] = _hashes(np.frombuffer(data, np.uint8), start)
+            low += len(start) - 1
+        ascending = np.sort(hashes)
+        twice = np.unique(ascending[1:][ascending[1:] == ascending[:-1]])
+        if not len(twice):
+            return []
+        places: dict[str, list[int]] = {}
+        for place in np.flatnonzero(np.isin(hashes, twice)).tolist():
+            places.setdefault(self[place], []).append(place)
+        return [np.array(same) for same in places.values() if len(same) > 1]
+
+    def _parts(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+        """Yield (bytes, where each path begins in them) of so many paths after another."""
+        import pyarrow as pa
+
+        array = pa.LargeBinaryArray.from_buffers(
+            pa.large_binary(), len(self._start) - 1, [None, pa.py_buffer(self._start), pa.py_buffer(self._data)]
+        )
         for low in range(0, len(self), _PART):
-            rows = (
-                np.arange(low, min(low + _PART, len(self))) if self._order is None else self._order[low : low + _PART]
-            )
-            start, length = self._start[rows], self._start[rows + 1] - self._start[rows]
-            end = np.cumsum(length)
-            place = np.arange(end[-1]) + np.repeat(start - end + length, length)
-            digest.update(length.astype("<i8").tobytes())
-            digest.update(self._data[place].tobytes())
-        return digest.hexdigest()
+            if self._order is None:
+                start = self._start[low : low + _PART + 1]
+                yield self._data[start[0] : start[-1]].data, start - start[0]
+            else:
+                part = array.take(pa.array(self._order[low : low + _PART]))
+                start = np.frombuffer(part.buffers()[1], np.int64)[: len(part) + 1]
+                yield memoryview(part.buffers()[2])[: start[-1]], start
 
 
-def paths_of(texts: Sequence[str]) -> Paths:
-    """Return a few paths in the form of many."""
-    encoded = [os.fsencode(text) for text in texts]
-    start = np.concatenate([[0], np.cumsum([len(path) for path in encoded])]).astype(np.int64)
-    return Paths(np.frombuffer(b"".join(encoded), np.uint8), start)
+def _hashes(data: NDArray[np.uint8], start: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return for each path the sum of (byte + 1) * factor^place, modulo 2^64.
+
+    The sums of all paths come from one running sum over the bytes, from which the power at a path's start is divided.
+    """
+    powers, inverses = _powers(1 << len(data).bit_length())
+    sums = np.zeros(len(data) + 1, np.uint64)
+    np.cumsum((data + np.uint64(1)) * powers[: len(data)], out=sums[1:])
+    return (sums[start[1:]] - sums[start[:-1]]) * inverses[start[:-1]]
+
+
+@lru_cache(maxsize=1)
+def _powers(n: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return factor^0, factor^1, ... and their inverses, n of each, modulo 2^64."""
+    inverse = pow(int(_FACTOR), -1, 1 << 64)
+    ones = np.ones(1, np.uint64)
+    powers, inverses = (
+        np.cumprod(np.concatenate([ones, np.full(n - 1, factor, np.uint64)])) for factor in (_FACTOR, inverse)
+    )
+    return powers, inverses

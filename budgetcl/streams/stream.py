@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from budgetcl.errors import UserError
 
 IntArray = NDArray[np.int64]
+_PART = 1 << 20  # samples looked at together, so that a long stream takes no more memory than a short one
 
 # The sets a sample can belong to. STREAM rows are revealed step by step, PRETRAIN rows before the first step; PREFIX
 # rows are the past on which shifts and windows are chosen; the others are held out and their labels never revealed.
@@ -67,6 +68,7 @@ class Stream:
         occasions: after which steps held-out sets are due; None: after each.
         window: the blind classifier's window k chosen on the prefix, or None.
         notes: what a user of the stream should be told, such as why it has no shift.
+        digest: a hash of the columns above, where it is known already; else they are hashed for the fingerprint.
 
     Raises:
         UserError: columns of unequal length, or bounds that do not cut the streamed rows.
@@ -87,20 +89,21 @@ class Stream:
     occasions: tuple[int, ...] | None = None
     window: int | None = None
     notes: tuple[str, ...] = ()
+    digest: str = ""
     _rows_of: dict[str, IntArray] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in ("label", "set", "time", "group", "origin")}
         if len(set(lengths.values())) != 1:
             raise UserError(f"a stream's columns must be equally long; given {lengths}")
-        streamed = self.rows(STREAM)
-        if not np.array_equal(streamed, np.arange(len(streamed))):
+        streamed = int(np.count_nonzero(self.set == SETS.index(STREAM)))
+        if np.any(self.set[:streamed] != SETS.index(STREAM)):
             raise UserError("a stream's rows must begin with the streamed samples in their order")
-        if len(self.bounds) < 2 or self.bounds[0] != 0 or self.bounds[-1] != len(streamed):
-            raise UserError(f"the steps' bounds must run from 0 to {len(streamed)}; given {self.bounds[:3]}...")
+        if len(self.bounds) < 2 or self.bounds[0] != 0 or self.bounds[-1] != streamed:
+            raise UserError(f"the steps' bounds must run from 0 to {streamed}; given {self.bounds[:3]}...")
         if np.any(np.diff(self.bounds) <= 0):
             raise UserError("each time step must reveal at least one sample")
-        if np.any(np.diff(self.time[: len(streamed)]) < 0):
+        if np.any(self.time[1:streamed] < self.time[: streamed - 1]):
             raise UserError("a stream's samples must be in the order of their times")
         for name in ("label", "set", "bounds", "time", "group", "origin"):
             getattr(self, name).setflags(write=False)
@@ -127,8 +130,8 @@ class Stream:
 
         Runs on streams of equal hashes may be compared, others not.
         """
-        digest = hashlib.sha256()
-        for name in ("label", "set", "bounds", "time", "group", "origin"):
+        digest = hashlib.sha256(self.digest.encode())
+        for name in () if self.digest else ("label", "set", "bounds", "time", "group", "origin"):
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         shown = (self.shifts, self.shift, self.heldout, self.occasions)
         digest.update("\0".join((*self.label_names, self.source, repr(shown))).encode())
@@ -136,14 +139,17 @@ class Stream:
 
     def first_seen(self) -> IntArray:
         """Return for each class the step that first reveals it: -1 for pretraining classes, ``len(self)`` for never."""
-        first = np.full(len(self.label_names), len(self), dtype=np.int64)
-        for step in range(len(self) - 1, -1, -1):
-            first[self.label[self.bounds[step] : self.bounds[step + 1]]] = step
+        position = np.full(len(self.label_names), self.samples, dtype=np.int64)
+        for low in reversed(range(0, self.samples, _PART)):  # of several values at one index, numpy keeps the last
+            high = min(low + _PART, self.samples)
+            position[self.label[low:high][::-1]] = np.arange(high - 1, low - 1, -1)
+        first = np.searchsorted(self.bounds, position, side="right") - 1
         first[self.label[self.rows(PRETRAIN)]] = -1
         return first
 
     def __iter__(self) -> Iterator[TimeStep]:
         first = self.first_seen()
+        occasions = None if self.occasions is None else frozenset(self.occasions)
         classes = np.searchsorted(np.sort(first), np.arange(len(self)), side="right")
         for number in range(len(self)):
             low, high = int(self.bounds[number]), int(self.bounds[number + 1])
@@ -151,7 +157,7 @@ class Stream:
                 shift: np.arange(min(low + shift, self.samples), min(high + shift, self.samples))
                 for shift in self.shifts
             }
-            due = self.occasions is None or number in self.occasions
+            due = occasions is None or number in occasions
             yield TimeStep(
                 number=number,
                 revealed=np.arange(low, high),
