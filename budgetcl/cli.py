@@ -1,4 +1,4 @@
-"""The command line: budgetcl run · list · price · report · score · blind · data."""
+"""The command line: budgetcl run · list · price · tune · report · score · blind · data."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ from budgetcl.errors import UserError, nearest
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-_RUN_HELP = """run one experiment, or with -m several (hydra):
+_HELP = {
+    "run": """run one experiment, or with -m several (hydra):
   budgetcl run stream=uploads method=er seed=0
   budgetcl run -m method=naive,kd_mse 'seed=range(0,5)'
   budgetcl run -m method=naive,kd_mse seed=0,1 hydra/launcher=joblib_2     two at once; also slurm
   budgetcl run stream=table stream.path=photos.csv
   budgetcl run --config-dir my_conf sampler=mine method.name=mine
 what is finished is not run again (rerun=true does): a sweep that was stopped goes on with the same command
-"""
+""",
+    "price": "budgetcl price stream=glyphs method=naive,kd_mse [overrides]",
+    "tune": """choose a learning rate and a method's own knobs, on seeds and data that no reported number comes from:
+  budgetcl tune method=naive,kd_mse stream=glyphs [trials=8] [seeds=100,101] [rates=0.01,0.1] [metric=...] [overrides]
+every method has the same number of trials; what they cost is said; trials that are finished are not run again
+""",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +76,7 @@ def _dispatch(given: list[str]) -> int:
     commands.add_parser(
         "price", help="what methods would cost and how often they may update; trains nothing", add_help=False
     )
+    commands.add_parser("tune", help="choose learning rates and knobs, every method in as many trials", add_help=False)
     listing = commands.add_parser("list", help="list methods, streams, samplers, ...")
     listing.add_argument("group", nargs="?", help="methods, streams, samplers, objectives, ...; without: the groups")
     listing.add_argument("--config-dir", help="a folder with your own configuration")
@@ -86,14 +94,11 @@ def _dispatch(given: list[str]) -> int:
     data = commands.add_parser("data", help="check your own pictures before a run")
     if given[:1] == ["data"]:
         _add_data_commands(data)
-    if given and given[0] in ("run", "price") and not {"-h", "--help"} & set(given[1:]):
-        return _run(given[1:]) if given[0] == "run" else _price(given[1:])
-    if given[:1] == ["run"]:
-        print(_RUN_HELP)
-        return 0
-    if given[:1] == ["price"]:
-        print("budgetcl price stream=glyphs method=naive,kd_mse [overrides]")
-        return 0
+    if given and given[0] in _HELP:
+        if {"-h", "--help"} & set(given[1:]):
+            print(_HELP[given[0]])
+            return 0
+        return {"run": _run, "price": _price, "tune": _tune}[given[0]](given[1:])
     options = parser.parse_args(given)
     if options.command == "list":
         return _list(options.group, options.config_dir)
@@ -111,10 +116,13 @@ def _dispatch(given: list[str]) -> int:
 
 def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     """Declare what `budgetcl data` does; each command reads its arguments in its own module."""
-    from budgetcl.data import check
+    from budgetcl.data import check, pack
 
     commands = parser.add_subparsers(dest="data_command", metavar="command", required=True)
-    for name, module, text in (("check", check, "files, labels, times and leaks of a table or an image folder"),):
+    for name, module, text in (
+        ("check", check, "files, labels, times and leaks of a table or an image folder"),
+        ("pack", pack, "shrink the pictures and write them into a few large files that are read fast"),
+    ):
         command = commands.add_parser(name, help=text, description=text)
         module.add_arguments(command)
         command.set_defaults(main=module.main)
@@ -227,7 +235,7 @@ def _said(error: BaseException, overrides: Sequence[str]) -> str:
     return text
 
 
-# --- price, list ------------------------------------------------------------------------------------------------
+# --- price, tune, list -------------------------------------------------------------------------------------------
 
 
 def _price(overrides: list[str]) -> int:
@@ -236,6 +244,14 @@ def _price(overrides: list[str]) -> int:
     with _one_line_errors(overrides):
         price(overrides)
     return 0
+
+
+def _tune(arguments: list[str]) -> int:
+    from budgetcl.tune_command import tune
+
+    arguments = [part for argument in arguments for part in _separated(argument)]
+    with _one_line_errors(arguments):
+        return tune(arguments)
 
 
 def _list(group: str | None, config_dir: str | None) -> int:
