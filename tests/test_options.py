@@ -79,6 +79,7 @@ TRAINED = {
         "batch_norm": ("glyphs", "naive", (), "batch_norm=frozen"),
         "clip": ("glyphs", "naive", (), "clip=0.1"),
         "recent": ("glyphs", "fifo", (), "recent=40"),
+        "neighbours": ("glyphs", "knn", (), "neighbours=50"),
         "reference": ("glyphs", "naive", (), "reference.batch=4"),
     },
 }
@@ -107,6 +108,8 @@ TRAINED |= {
     "classifier/neighbours": {
         "k": ("glyphs", "knn", (), "classifier.k=1"),
         "metric": ("glyphs", "knn", (), "classifier.metric=euclidean"),
+        "capacity": ("glyphs", "knn", (), "classifier.capacity=50"),
+        "seed": ("glyphs", "knn", ("classifier.capacity=50",), "classifier.seed=5"),
     },
     "classifier/hnsw": {
         "k": ("glyphs", "knn_hnsw", (), "classifier.k=1"),

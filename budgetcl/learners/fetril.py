@@ -35,7 +35,7 @@ class FeTrIL:
 
     Args:
         optimiser: ``optimiser(parameters)`` -> a torch optimiser, made anew in each step; its rate is the peak rate.
-        schedule: progress -> factor on the peak rate.
+        schedule: progress -> factor on the peak rate; progress is the share spent of what the features left.
         batch: features per update.
         features_share: the share of what a step can spend that features may cost; the rest trains the classifier.
         seed: the run's seed.
@@ -95,9 +95,11 @@ class FeTrIL:
         updates = 0
         try:
             draw = self._pseudo_features(compute)
+            whole = compute.ledger.remaining  # progress begins here, and not with the features' charges
             for updates in count():
+                factor = self._schedule(1 - compute.ledger.remaining / whole if whole else 1.0)
                 for group, rate in zip(optimiser.param_groups, peak):
-                    group["lr"] = rate * self._schedule(compute.ledger.progress)
+                    group["lr"] = rate * factor
                 batch = draw(generator(self._seed, "pseudo-features", step, updates))
                 compute.update(CrossEntropy(), self._network, batch, optimiser)
         except Exhausted as refusal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -13,6 +14,7 @@ from budgetcl.budget.compute import Compute
 from budgetcl.budget.formulas import knn, linear, nearest_mean
 from budgetcl.errors import at_least, one_of
 from budgetcl.learners.means import ClassMeans, grown
+from budgetcl.randomness import generator
 
 METRICS = ("cosine", "euclidean")
 _PAIRS = 1 << 24  # distances held at once
@@ -76,22 +78,31 @@ class NearestMean:
 
 
 class NearestNeighbours:
-    """The vote of the k nearest of all features seen, searched one by one; ties go to the nearer neighbours.
+    """The vote of the k nearest of all features stored, searched one by one; ties go to the nearest neighbour.
 
     Learning is free beyond the features, and everything is paid when predicting: q n (2d + 3) for q images, charged to
-    the next allowance where it exceeds what is free. All features are stored. Confidence is the share of the votes.
+    the next allowance where it exceeds what is free. Confidence is the share of the votes.
 
     Args:
         k: neighbours asked; all of them where fewer are stored.
         metric: "cosine" or "euclidean".
+        capacity: how many features are stored at most, a uniform sample of all that were seen (reservoir sampling,
+            Vitter, TOMS 1985); None: all of them.
+        seed: of that sample.
     """
 
-    def __init__(self, k: int, metric: str = "cosine") -> None:
+    def __init__(self, k: int, metric: str = "cosine", capacity: int | None = None, seed: int = 0) -> None:
         at_least(1, **{"classifier.k": k})
+        if capacity is not None:
+            at_least(1, **{"classifier.capacity": capacity})
         one_of(METRICS, **{"classifier.metric": metric})
-        self.k, self.metric = k, metric
+        self.k, self.metric, self.capacity, self._seed = k, metric, capacity, seed
         self._features, self._labels = torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)
-        self._size = self._classes = 0
+        self._seen = self._classes = 0
+
+    @property
+    def _size(self) -> int:
+        return self._seen if self.capacity is None else min(self._seen, self.capacity)
 
     def begin(self, dim: int, classes: int, device: torch.device) -> None:
         """Take note of the number of classes."""
@@ -112,12 +123,23 @@ class NearestNeighbours:
 
     def learn(self, x: Tensor, y: Tensor, compute: Compute) -> None:
         """Store features."""
-        end = self._size + len(x)
-        if end > len(self._labels):  # by doubling, so that a long stream does not copy them at each step
-            self._make_room(max(end, 2 * len(self._labels)), x.shape[1], x.device)
-        self._features[self._size : end] = self._scaled(x)
-        self._labels[self._size : end] = y
-        self._size = end
+        places, chosen = self._places(len(x))
+        self._seen += len(x)
+        if self._size > len(self._labels):  # by doubling, so that a long stream does not copy them at each step
+            self._make_room(max(self._size, 2 * len(self._labels)), x.shape[1], x.device)
+        self._features[places] = self._scaled(x)[chosen]
+        self._labels[places] = y[chosen]
+
+    def _places(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return the rows that some of n new features take, each row once, and which of them they are."""
+        places = np.arange(self._seen, self._seen + n)
+        chosen = np.arange(n)
+        if self.capacity is not None and self._seen + n > self.capacity:
+            drawn = generator(self._seed, "reservoir", update=self._seen).integers(places + 1)
+            places = np.where(places < self.capacity, places, drawn)
+            places, last = np.unique(places[::-1], return_index=True)  # of several for one row the last one stays
+            places, chosen = places[places < self.capacity], n - 1 - last[places < self.capacity]
+        return torch.from_numpy(places), torch.from_numpy(chosen)
 
     def finish(self, step: int, compute: Compute) -> None:
         """Nothing is left to do."""
@@ -144,13 +166,14 @@ class NearestNeighbours:
         return {
             "features": self._features[stored].clone(),
             "labels": self._labels[stored].clone(),
+            "seen": self._seen,
             "classes": self._classes,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self._features, self._labels = state["features"].clone(), state["labels"].clone()
-        self._size, self._classes = len(self._labels), state["classes"]
+        self._seen, self._classes = state["seen"], state["classes"]
 
     def nbytes(self) -> int:
         """Return the bytes of the features and labels stored."""
@@ -160,10 +183,9 @@ class NearestNeighbours:
 def votes(labels: Tensor, classes: int) -> Tensor:
     """Return (n, classes) scores of the classes of neighbours, (n, k), the nearest first, -1 where there is none.
 
-    A score is the logarithm of the number of votes, so that the softmax is the share of the votes. A nearer neighbour
-    counts for up to a millionth more, which decides between equal numbers.
+    A score is the logarithm of the number of votes, so that the softmax is the share of the votes. A neighbour counts
+    for a millionth more than one, and each further one for half as much more: that decides between equal numbers.
     """
-    k = labels.shape[1]
-    weight = 1 + 1e-6 * torch.arange(k, 0, -1, dtype=torch.float64, device=labels.device) / k**2
+    weight = 1 + 1e-6 * 0.5 ** torch.arange(labels.shape[1], dtype=torch.float64, device=labels.device)
     count = torch.zeros(len(labels), classes, dtype=torch.float64, device=labels.device)
     return count.scatter_add_(1, labels.clamp(min=0), weight.where(labels >= 0, 0.0)).log()
