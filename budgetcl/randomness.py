@@ -9,6 +9,7 @@ import hashlib
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @lru_cache(maxsize=1024)
@@ -31,3 +32,18 @@ def generator(seed: int, purpose: str, step: int = 0, update: int = 0, position:
     # The lowest counter word is left to the draws themselves; step, update and position take the upper three.
     counter = np.array([0, position, update, step], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=_key(seed, purpose), counter=counter))
+
+
+def lots(seed: int, purpose: str, index: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """Return one 64-bit lot for each index, the same whenever it is asked for (SplitMix64; Steele et al., OOPSLA 2014).
+
+    Args:
+        seed: the seed of the run.
+        purpose: what the lots are for.
+        index: (n,) what draws them.
+    """
+    with np.errstate(over="ignore"):
+        x = index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(_key(seed, purpose) & (1 << 64) - 1)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

@@ -156,7 +156,7 @@ class Compute:
         optimiser: Optimizer,
         *,
         teacher: Network | None = None,
-        penalty: Callable[[Network], Tensor] | None = None,
+        penalty: Callable[[Network], Tensor | None] | None = None,
         beside: Mapping[str, int] = _NOTHING,
         clip: float | None = None,
         category: str = "train",
@@ -172,7 +172,7 @@ class Compute:
             optimiser: over the network's trainable parameters.
             teacher: its logits and features become ``batch.extra["teacher"]`` and ``["teacher_features"]``; its
                 forward is charged as "teacher".
-            penalty: a scalar of the network that is added to the loss. Pointwise work, which the counter does not see:
+            penalty: a scalar of the network that is added to the loss, or None. Pointwise work, which the counter does not see:
                 its price belongs into ``beside``.
             beside: FLOPs by category of what goes along with the update, by formula (a penalty, an average of weights).
             clip: the largest norm of the gradient, or None.
@@ -206,8 +206,8 @@ class Compute:
             batch = batch.adding(teacher=taught.logits, teacher_features=taught.features)
         with self._autocast():
             loss, outputs = objective(network, batch)
-        if penalty is not None:
-            loss = loss + penalty(network)
+        added = penalty(network) if penalty is not None else None
+        loss = loss if added is None else loss + added
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if clip is not None:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from budgetcl.budget.compute import Compute
 from budgetcl.budget.ledger import Exhausted
-from budgetcl.errors import UserError, at_least
+from budgetcl.companions.averaging import Averaging
+from budgetcl.companions.calibration import Calibration
+from budgetcl.companions.companion import Companion
+from budgetcl.companions.regularisers import Regulariser
+from budgetcl.companions.teachers import LastStep
+from budgetcl.errors import UserError, at_least, between, one_of
 from budgetcl.learners.learner import Predictions
 from budgetcl.memory.memory import Memory
 from budgetcl.memory.sampler import Place, Sampler
+from budgetcl.models.backbones import initialise
 from budgetcl.models.heads import LinearHead
-from budgetcl.models.network import Network
+from budgetcl.models.network import Network, bytes_of
 from budgetcl.models.parts import Part
 from budgetcl.objectives.objective import Objective
 from budgetcl.randomness import generator
-from budgetcl.streams.batch import Query
+from budgetcl.streams.batch import Batch, Query
 from budgetcl.streams.revealed import Revealed
-from budgetcl.streams.stream import TimeStep
+from budgetcl.streams.stream import IntArray, TimeStep
 
 
 class GradientLearner:
@@ -34,15 +39,23 @@ class GradientLearner:
         backbone: images -> features.
         head: ``head(feature_dim=..., weight=..., bias=...)`` -> the classifier; a head of pretraining classes that
             comes with the backbone is its start.
-        part: which modules are trained.
+        part: what is trained.
+        memory: what was seen, or what a limited capacity keeps of it.
         sampler: which samples of the memory an update learns from.
         objective: the loss.
+        teacher: whom an objective that distils stays near.
+        regulariser: a penalty on the way of the weights.
+        averaging: of weights, to predict with.
+        calibration: corrects the outputs at the end of each step.
         optimiser: ``optimiser(parameters)`` -> a torch optimiser; its rate is the peak rate.
-        schedule: progress -> factor on the peak rate.
+        schedule: (progress within the step, step) -> factor on the peak rate.
         batch: samples per update.
         batch_norm: "live" or "frozen" statistics. A batch of one class and live statistics do not go together, so
             streams that reveal a few samples at a time freeze them.
         clip: the largest norm of the gradient, or None.
+        backbone_rate: the backbone's learning rate, as a factor on the head's (a slow backbone: SLCA, ICCV 2023).
+        restart: None goes on from the last step's weights; "pretrained" begins each step from the backbone as it came
+            (GDumb, ECCV 2020), "scratch" from fresh weights.
         seed: the run's seed.
     """
 
@@ -53,26 +66,48 @@ class GradientLearner:
         part: Part,
         sampler: Sampler,
         objective: Objective,
-        optimiser: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[[float], float],
+        optimiser: Callable[[Iterable[Any]], Optimizer],
+        schedule: Callable[[float, int], float],
         batch: int,
+        memory: Memory | None = None,
+        teacher: LastStep | None = None,
+        regulariser: Regulariser | None = None,
+        averaging: Averaging | None = None,
+        calibration: Calibration | None = None,
         batch_norm: str = "live",
         clip: float | None = None,
+        backbone_rate: float = 1.0,
+        restart: str | None = None,
         seed: int = 0,
     ) -> None:
         at_least(1, **{"learner.batch": batch})
+        between(0, 1e3, **{"learner.backbone_rate": backbone_rate})
+        if restart is not None:
+            one_of(("pretrained", "scratch"), **{"learner.restart": restart})
         if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or not clip > 0):
             raise UserError(f"clip={clip!r} given; a number above 0, or null, is expected")
         known = getattr(backbone, "head_weight", None), getattr(backbone, "head_bias", None)
-        self.network = Network(backbone, head(backbone.feature_dim, weight=known[0], bias=known[1]), batch_norm)
-        self.memory = Memory()
-        self.teacher: Network | None = None
+        self._make_head = lambda: head(backbone.feature_dim, weight=known[0], bias=known[1])
+        self.network = Network(backbone, self._make_head(), batch_norm)
+        self.memory = memory if memory is not None else Memory()
         self.optimiser: Optimizer | None = None
+        self.teacher = teacher if teacher is not None else LastStep()
+        self.regulariser = regulariser if regulariser is not None else Regulariser()
+        self.averaging = averaging if averaging is not None else Averaging()
+        self.calibration = calibration if calibration is not None else Calibration()
         self._make_optimiser, self._schedule, self._part = optimiser, schedule, part
         self._sampler, self._objective = sampler, objective
         self._batch, self._clip, self._seed = batch, clip, seed
-        self._image_bytes = 0
+        self._backbone_rate, self._restart = backbone_rate, restart
+        self._began = {k: v.clone() for k, v in backbone.state_dict().items()} if restart == "pretrained" else None
+        self._image_bytes = self._pretraining_classes = 0
         self._peak: list[float] = []
+        self.rate = 1.0  # a further factor on the learning rate: of a learner in a population
+
+    @property
+    def _companions(self) -> dict[str, Companion]:
+        found = {"regulariser": self.regulariser, "averaging": self.averaging, "calibration": self.calibration}
+        return {"teacher": self.teacher, **found} if self._objective.teacher else found
 
     # --- learning -------------------------------------------------------------------------------------------------
 
@@ -82,45 +117,107 @@ class GradientLearner:
         Raises:
             UserError: the allowance does not pay for one update, and does not carry over.
         """
-        self._take_in(step, revealed, compute)
-        place = Place(self._seed, step.number, self.memory, revealed, self.network, compute)
         updates = 0
         try:
-            self._sampler.begin(place)
+            place = self.begin(step, revealed, compute)
             while True:
-                self._update(place, updates)
+                self.update(place, updates)
                 updates += 1
         except Exhausted as refusal:
-            carries = compute.budget.rest == "carry"
-            if updates == 0 and (not carries or refusal.price > compute.most):
-                raise UserError(
-                    f"step {step.number}: the allowance of {compute.most:,} FLOPs{' at most' if carries else ''} does "
-                    f"not pay for one update ({refusal}): raise budget.updates (or budget.flops), or lower "
-                    f"learner.batch{'' if carries else ', or set budget.rest=carry'}"
-                ) from None
-        if self._objective.teacher:
-            self.teacher = _frozen_copy(self.network)
+            if updates == 0:
+                may_wait(refusal, step, compute)
+        self.end(place)
 
-    def _update(self, place: Place, update: int) -> None:
+    def begin(self, step: TimeStep, revealed: Revealed, compute: Compute) -> Place:
+        """Take a step's samples into memory, grow, claim what the step's end will cost, prepare the sampler.
+
+        Raises:
+            Exhausted: the allowance does not pay for the preparation.
+        """
+        self._take_in(step, revealed, compute)
+        place = Place(self._seed, step.number, self.memory, revealed, self.network, compute)
+        for companion in self._companions.values():
+            companion.begin(place)
+        self._sampler.begin(place)
+        return place
+
+    def update(self, place: Place, update: int) -> tuple[Tensor, Tensor]:
+        """Make one update; what it costs is charged at once, before any work.
+
+        Returns:
+            The logits (n, classes) of its batch, before the update, and the batch's classes (n,).
+
+        Raises:
+            Exhausted: the allowance does not pay for it.
+        """
         rows = self._sampler.draw(self._batch, update)
-        batch = place.revealed.batch(place.memory.index[rows], place.random("augment", update))
+        batch = self._batch_of(rows, place, update)
         assert self.optimiser is not None
-        factor = self._schedule(place.compute.ledger.progress)
+        factor = self._schedule(place.compute.ledger.progress, place.step)
         for group, peak in zip(self.optimiser.param_groups, self._peak):
-            group["lr"] = peak * factor
-        teacher = self.teacher if self._objective.teacher else None
-        place.compute.update(self._objective, self.network, batch, self.optimiser, teacher=teacher, clip=self._clip)
-        place.memory.used(rows, place.step)
+            group["lr"] = peak * factor * self.rate
+        beside: dict[str, int] = {}
+        for companion in self._companions.values():
+            for category, flops in companion.beside(self.network).items():
+                beside[category] = beside.get(category, 0) + flops
+        outputs = place.compute.update(
+            self._objective,
+            self.network,
+            batch,
+            self.optimiser,
+            teacher=self.teacher.network if self._objective.teacher else None,
+            penalty=self.regulariser.penalty,
+            beside=beside,
+            clip=self._clip,
+        )
+        for companion in self._companions.values():
+            companion.follow(self.network)
+        for name in getattr(self._objective, "stores", ()):
+            first = self.memory.stored(name, rows[: len(outputs.logits)], self.network.head.classes)[1] == 0
+            self.memory.store(name, rows[: len(first)][first], getattr(outputs, name)[torch.from_numpy(first)])
+        self.memory.used(rows, place.step)
+        return outputs.logits, batch.y[: len(outputs.logits)].to(outputs.logits.device)
+
+    def end(self, place: Place) -> None:
+        """Conclude the step: what the companions do at its end, and what the memory forgets."""
+        for companion in self._companions.values():
+            companion.end(place)
+        self.memory.settle(self._seed)
+
+    def _batch_of(self, rows: IntArray, place: Place, update: int) -> Batch:
+        memory, revealed = self.memory, place.revealed
+        if getattr(self._part, "cached", False):
+            batch = Batch(self._features(rows, place), *revealed.targets(memory.index[rows]))
+        else:
+            batch = revealed.batch(memory.index[rows], place.random("augment", update))
+        for name in getattr(self._objective, "stores", ()):
+            values, widths = memory.stored(name, rows, self.network.head.classes)
+            batch = batch.adding(**{name: values, f"{name}_classes": torch.from_numpy(widths)})
+        return batch
+
+    def _features(self, rows: IntArray, place: Place) -> Tensor:
+        """Return the stored features of rows; those that were never asked for are computed, and charged."""
+        if place.revealed.augments:
+            raise UserError("part.cached=true given, but the stream's images are augmented: set stream.augment=none")
+        missing = rows[self.memory.stored("features", rows, self.network.feature_dim)[1] == 0]
+        if len(missing):
+            for part, outputs in place.forward(missing, "train"):
+                self.memory.store("features", part, outputs.features)
+        return self.memory.stored("features", rows, self.network.feature_dim)[0]
+
+    # --- taking in ------------------------------------------------------------------------------------------------
 
     def _take_in(self, step: TimeStep, revealed: Revealed, compute: Compute) -> None:
-        if not len(self.memory):
+        if not self._image_bytes:
             self._take_in_pretraining(revealed, compute)
-        self.memory.add(revealed.new, revealed.labels(revealed.new))
-        if revealed.classes != self.network.head.classes or self.optimiser is None:
-            before = dict(self.network.named_parameters())
-            self.network.grow(revealed.classes, generator(self._seed, "head", step.number))
-            self.network.set_trainable(self._part(self.network))
-            self._rebind(before)
+        self._remember(revealed.new, revealed, step.number + 1)
+        if self.memory.early:
+            self.memory.settle(self._seed)
+        before = dict(self.network.named_parameters())
+        if self._restart is not None and self.optimiser is not None:
+            self._start_again(step.number)
+        self.network.grow(revealed.classes, generator(self._seed, "head", step.number))
+        self._train_part(step.number, before)
 
     def _take_in_pretraining(self, revealed: Revealed, compute: Compute) -> None:
         """Before the first step: the pretraining samples are in memory, and their classifier is the first teacher."""
@@ -130,30 +227,65 @@ class GradientLearner:
         past = np.setdiff1d(revealed.indices, revealed.new)
         if not len(past):
             return
-        labels = revealed.labels(past)
-        self.memory.add(past, labels)
-        self.network.grow(int(labels.max()) + 1, generator(self._seed, "head of pretraining"), known=True)
+        self._pretraining_classes = int(revealed.labels(past).max()) + 1
+        self._remember(past, revealed, 0)
+        self.memory.settle(self._seed)
+        self.network.grow(self._pretraining_classes, generator(self._seed, "head of pretraining"), known=True)
         if self._objective.teacher and self.network.head.classes <= self.network.head.known:
-            self.teacher = _frozen_copy(self.network)
+            self.teacher.start(self.network)
+
+    def _remember(self, index: IntArray, revealed: Revealed, occasion: int) -> None:
+        label = revealed.labels(index)
+        held = self.calibration.hold_out(index, label, generator(self._seed, "hold out", occasion))
+        self.memory.add(index[~held], label[~held])
+
+    def _start_again(self, step: int) -> None:
+        """Forget what was learned: the backbone as it came, or fresh, and a new head and optimiser."""
+        backbone = self.network.backbone
+        if self._began is not None:
+            backbone.load_state_dict(self._began)
+        else:
+            initialise(backbone, self._seed)
+        self.network.head = self._make_head().to(next(backbone.parameters()).device)
+        random = generator(self._seed, "head of pretraining", step)
+        self.network.grow(self._pretraining_classes, random, known=self._began is not None)
+        self.optimiser = None
+
+    def _train_part(self, step: int, before: Mapping[str, nn.Parameter]) -> None:
+        """Choose what this step trains; where it changed, or the head grew, the optimiser follows."""
+        parts = list(self._part(self.network, step, generator(self._seed, "part", step)))
+        wanted = {id(p) for part in parts for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())}
+        if self.optimiser is None or wanted != {id(p) for p in self.network.parameters() if p.requires_grad}:
+            self.network.set_trainable(parts)
+            self._rebind(before)
+        elif self.network.head.weight is not before["head.weight"]:
+            self._rebind(before)
 
     def _rebind(self, before: Mapping[str, nn.Parameter]) -> None:
-        """Let the optimiser follow parameters that were replaced; their momentum goes on, new rows start at zero."""
+        """Let the optimiser follow what is trained; momentum of what stays goes on, new rows start at zero."""
         trainable = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        backbone = [p for name, p in trainable.items() if name.startswith("backbone.")]
+        head = [p for name, p in trainable.items() if not name.startswith("backbone.")]
         if self.optimiser is None:
             try:
-                self.optimiser = self._make_optimiser(trainable.values())
+                self.optimiser = self._make_optimiser([{"params": backbone}, {"params": head}])
             except (TypeError, ValueError) as error:
                 raise UserError(f"the optimiser refuses its settings: {error}; see optimiser.*") from error
-            self._peak = [group["lr"] for group in self.optimiser.param_groups]
+            factors = (self._backbone_rate, 1.0)
+            self._peak = [group["lr"] * factor for group, factor in zip(self.optimiser.param_groups, factors)]
             return
+        state = self.optimiser.state
         for name, new in trainable.items():
-            old = before[name]
-            if old is not new and old in self.optimiser.state:
-                self.optimiser.state[new] = {
-                    key: _padded(value, new) if isinstance(value, torch.Tensor) and value.shape == old.shape else value
-                    for key, value in self.optimiser.state.pop(old).items()
+            old = before.get(name)
+            if old is not None and old is not new and old in state:
+                state[new] = {
+                    key: _padded(value, new) if isinstance(value, Tensor) and value.shape == old.shape else value
+                    for key, value in state.pop(old).items()
                 }
-        self.optimiser.param_groups[0]["params"] = list(trainable.values())
+        for gone in set(state) - set(trainable.values()):
+            del state[gone]
+        for group, parameters in zip(self.optimiser.param_groups, (backbone, head)):
+            group["params"] = parameters
 
     # --- predicting -----------------------------------------------------------------------------------------------
 
@@ -162,7 +294,8 @@ class GradientLearner:
         classes = self.network.head.classes
         if classes == 0:
             return Predictions.constant(len(query), np.empty(0, np.int64), 0.0)
-        logits = compute.forward(self.network, query.x, "predict").logits.float()
+        outputs = compute.forward(self.averaging.predictor(self.network), query.x, "predict")
+        logits = self.calibration.logits(outputs, compute).float()
         top = logits.topk(min(5, classes)).indices
         confidence = logits.softmax(1).gather(1, top[:, :1])[:, 0]
         ranking = top.cpu().numpy()
@@ -171,59 +304,63 @@ class GradientLearner:
     # --- state ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Return weights, teacher, optimiser and memory."""
+        """Return weights, optimiser, memory and what the companions remember."""
         return {
             "network": self.network.state_dict(),
-            "teacher": self.teacher.state_dict() if self.teacher is not None else None,
+            "trainable": [name for name, p in self.network.named_parameters() if p.requires_grad],
             "optimiser": self.optimiser.state_dict() if self.optimiser is not None else None,
             "memory": self.memory.state_dict(),
+            "companions": {name: companion.state_dict() for name, companion in self._companions.items()},
             "image_bytes": self._image_bytes,
+            "pretraining_classes": self._pretraining_classes,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of a learner with the same configuration."""
         self.memory.load_state_dict(state["memory"])
-        self._image_bytes = state["image_bytes"]
-        self.teacher = None
-        if state["teacher"] is not None:
-            self.teacher = _frozen_copy(_loaded(self.network, state["teacher"]))
-        _loaded(self.network, state["network"])
-        self.network.set_trainable(self._part(self.network))
+        self._image_bytes, self._pretraining_classes = state["image_bytes"], state["pretraining_classes"]
+        if self._image_bytes:
+            self._part(self.network, 0, generator(self._seed, "part"))  # inserts what it adds to the network, if any
+        self.network.take_up(state["network"])
+        parameters = dict(self.network.named_parameters())
+        self.network.set_trainable([parameters[name] for name in state["trainable"]])
         self.optimiser = None
         if state["optimiser"] is not None:
             self._rebind({})
             assert self.optimiser is not None
             self.optimiser.load_state_dict(state["optimiser"])
+        for name, companion in self._companions.items():
+            companion.load_state_dict(state["companions"][name], self.network)
 
     def nbytes(self) -> Mapping[str, int]:
         """Return the bytes of samples within reach, of the memory, of the weights and of their copies."""
         optimiser = self.optimiser.state.values() if self.optimiser is not None else ()
+        samples = min(self._sampler.reach(), len(self.memory))
         return {
-            "samples": self._sampler.reach() * self._image_bytes,
+            "samples": samples * self._image_bytes,
             "memory": self.memory.nbytes,
-            "network": _bytes(self.network.state_dict().values()),
-            "teacher": _bytes(self.teacher.state_dict().values()) if self.teacher is not None else 0,
-            "optimiser": sum(_bytes(state.values()) for state in optimiser),
+            "network": bytes_of(self.network.state_dict().values()),
+            "optimiser": sum(bytes_of(state.values()) for state in optimiser),
+            **{name: companion.nbytes() for name, companion in self._companions.items()},
         }
 
 
-def _frozen_copy(network: Network) -> Network:
-    teacher = copy.deepcopy(network).requires_grad_(False)
-    teacher.set_trainable([])
-    return teacher.eval()
+def may_wait(refusal: Exhausted, step: TimeStep, compute: Compute) -> None:
+    """Let a step without an update pass where what is left is carried over and may pay for one later.
+
+    Raises:
+        UserError: it never will.
+    """
+    carries = compute.budget.rest == "carry"
+    if not carries or refusal.price > compute.most:
+        raise UserError(
+            f"step {step.number}: the allowance of {compute.most:,} FLOPs{' at most' if carries else ''} does not pay "
+            f"for one update ({refusal}): raise budget.updates (or budget.flops), or lower learner.batch"
+            f"{'' if carries else ', or set budget.rest=carry'}"
+        ) from None
 
 
-def _loaded(network: Network, state: Mapping[str, torch.Tensor]) -> Network:
-    network.grow(len(state["head.weight"]), generator(0, "head"))
-    network.load_state_dict(state)
-    return network
-
-
-def _padded(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _padded(value: Tensor, like: Tensor) -> Tensor:
     padded = torch.zeros_like(like)
     padded[: len(value)] = value
     return padded
-
-
-def _bytes(values: Iterable[Any]) -> int:
-    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))

@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+from typing import Any, Protocol
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from budgetcl.errors import UserError, at_least
 from budgetcl.streams.stream import IntArray
+
+_NONE: IntArray = np.empty(0, np.int64)
+_DTYPE = {"logits": torch.float16}  # of stored tensors; others are float32
+
+
+class Keep(Protocol):
+    """Chooses what a memory of limited capacity keeps."""
+
+    def __call__(self, memory: Memory, capacity: int, seed: int) -> IntArray:
+        """Return the rows to keep, ascending, at most ``capacity``."""
+        ...
 
 
 class Memory:
-    """Everything revealed so far: row r is the r-th sample revealed.
+    """Everything revealed so far, or what a limited capacity keeps of it; rows are in the order of reveal.
 
-    Columns grow in place by doubling, so that revealing costs in proportion to what is revealed and not to the past.
+    What the current step reveals is there in full beside what was kept. When the step ends, :meth:`settle` forgets what
+    exceeds the capacity. Columns grow in place by doubling, so that revealing costs in proportion to what is revealed
+    and not to the past.
+
+    Args:
+        capacity: how many samples are kept between steps; None: all.
+        keep: chooses them.
+        early: new samples must win their place before they are trained on, not after (GDumb, ECCV 2020).
 
     Attributes:
         new: the number of rows revealed in the current step; they are the last ones.
+
+    Raises:
+        UserError: a capacity without a choice of what to keep, or the reverse.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int | None = None, keep: Keep | None = None, early: bool = False) -> None:
+        if capacity is not None:
+            at_least(1, **{"memory.capacity": capacity})
+        if (capacity is None) != (keep is None):
+            raise UserError(
+                f"memory.capacity={capacity} given {'without' if keep is None else 'with'} memory.keep; both or "
+                "neither are expected: choose memory=reservoir, for instance"
+            )
+        self.capacity, self.early, self._keep = capacity, early, keep
+        self._clear()
+
+    def _clear(self) -> None:
         self._size = 0
         self.new = 0
         self._index = np.empty(1024, np.int64)
@@ -25,6 +63,7 @@ class Memory:
         # Rows of each class, in the same growing columns: class-wise draws are gathers, whatever the memory's size.
         self._rows_of: list[np.ndarray] = []
         self._counts = np.empty(0, np.int64)
+        self._stored: dict[str, tuple[Tensor, IntArray]] = {}  # (rows, width), and how wide each row is; 0: nothing
 
     def __len__(self) -> int:
         return self._size
@@ -93,18 +132,67 @@ class Memory:
         """Note that rows were drawn in a step."""
         self._used[rows] = step
 
+    def settle(self, seed: int) -> None:
+        """Forget what exceeds the capacity; ``seed``: of the lots that decide."""
+        if self._keep is not None and self.capacity is not None and self._size > self.capacity:
+            self._select(self._keep(self, self.capacity, seed))
+
+    def _select(self, rows: IntArray) -> None:
+        state, new = self.state_dict(), int((rows >= self._size - self.new).sum())
+        columns = {name: state[name][rows] for name in ("index", "label", "used")}
+        stored = {name: (t[torch.from_numpy(rows)], widths[rows]) for name, (t, widths) in state["stored"].items()}
+        self.load_state_dict({**columns, "stored": stored, "new": new})
+
+    # --- stored tensors -------------------------------------------------------------------------------------------
+
+    def store(self, name: str, rows: IntArray, values: Tensor) -> None:
+        """Keep a tensor of each row, (n, width); it may be wider every time, as logits are while a head grows.
+
+        Logits are kept as float16, everything else as float32; their bytes count.
+        """
+        tensor, widths = self._stored.get(name, (torch.zeros(0, 0, dtype=_DTYPE.get(name, torch.float32)), _NONE))
+        if len(tensor) < self._size or tensor.shape[1] < values.shape[1]:
+            larger = torch.zeros(len(self._index), max(tensor.shape[1], values.shape[1]), dtype=tensor.dtype)
+            larger[: len(tensor), : tensor.shape[1]] = tensor
+            widths = np.concatenate([widths, np.zeros(len(larger) - len(widths), np.int64)])
+            tensor = larger
+        tensor[torch.from_numpy(rows), : values.shape[1]] = values.detach().cpu().to(tensor.dtype)
+        widths[rows] = values.shape[1]
+        self._stored[name] = tensor, widths
+
+    def stored(self, name: str, rows: IntArray, width: int) -> tuple[Tensor, IntArray]:
+        """Return (n, width) stored tensors as float32, zeros where there is none, and (n,) how wide each is, or 0."""
+        values, found = torch.zeros(len(rows), width), np.zeros(len(rows), np.int64)
+        if name in self._stored:
+            tensor, widths = self._stored[name]
+            there = np.flatnonzero(rows < len(widths))
+            values[torch.from_numpy(there), : tensor.shape[1]] = tensor[torch.from_numpy(rows[there])].float()
+            found[there] = widths[rows[there]]
+        return values, found
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
     @property
     def nbytes(self) -> int:
         """Bytes that the columns hold."""
         columns = self._index.nbytes + self._label.nbytes + self._used.nbytes
-        return columns + sum(rows.nbytes for rows in self._rows_of) + self._counts.nbytes
+        rows = sum(rows.nbytes for rows in self._rows_of) + self._counts.nbytes
+        return columns + rows + sum(tensor.nbytes + widths.nbytes for tensor, widths in self._stored.values())
 
-    def state_dict(self) -> dict[str, IntArray]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the columns."""
-        return {"index": self.index.copy(), "label": self.label.copy(), "used": self.last_used.copy()}
+        size = self._size
+        return {
+            "index": self.index.copy(),
+            "label": self.label.copy(),
+            "used": self.last_used.copy(),
+            "stored": {name: (t[:size].clone(), widths[:size].copy()) for name, (t, widths) in self._stored.items()},
+            "new": self.new,
+        }
 
-    def load_state_dict(self, state: dict[str, IntArray]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the columns of another memory."""
-        self.__init__()  # type: ignore[misc]
+        self._clear()
         self.add(state["index"], state["label"])
         self._used[: self._size] = state["used"]
+        self._stored, self.new = dict(state["stored"]), state["new"]

@@ -25,6 +25,8 @@ class LinearHead(nn.Module):
         bias: (k,), or None.
     """
 
+    biased = True
+
     def __init__(
         self,
         feature_dim: int,
@@ -42,7 +44,7 @@ class LinearHead(nn.Module):
         self.scale = scale
         self._known = (weight, bias) if pretrained and weight is not None and bias is not None else None
         self.weight = nn.Parameter(torch.empty(0, feature_dim))
-        self.bias = nn.Parameter(torch.empty(0))
+        self.bias = nn.Parameter(torch.empty(0)) if self.biased else None
 
     @property
     def classes(self) -> int:
@@ -84,11 +86,46 @@ class LinearHead(nn.Module):
             weight[: trained.stop - rows] = self._known[0][trained]
             bias[: trained.stop - rows] = self._known[1][trained]
         self.weight = _appended(self.weight, weight)
-        self.bias = _appended(self.bias, bias)
+        if self.bias is not None:
+            self.bias = _appended(self.bias, bias)
 
     def extra_repr(self) -> str:
         """Name the shape, without the number of classes, which the parameters tell."""
         return f"features={self.weight.shape[1]}"
+
+
+class CosineHead(LinearHead):
+    """A classifier by angle: logits = s x cos(features, row), s a learned scale (LUCIR, CVPR 2019, eq. 4).
+
+    Rows are not biased by their norms, so classes with few samples are not drowned by those with many. New rows have
+    random directions; rows that came with the backbone are taken without their bias.
+
+    Args:
+        feature_dim: d of the (n, d) features.
+        temperature: s at the start.
+        pretrained: whether the pretraining classes' rows start from ``weight``.
+        weight: (k, d) rows for the first k classes, or None.
+        bias: (k,), or None; angles make no use of it.
+    """
+
+    biased = False
+
+    def __init__(
+        self,
+        feature_dim: int,
+        temperature: float = 10.0,
+        pretrained: bool = True,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> None:
+        between(0, 1e3, **{"head.temperature": temperature})
+        super().__init__(feature_dim, 1.0, pretrained, weight, bias)
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, d) -> (n, classes)."""
+        cosine = nn.functional.linear(nn.functional.normalize(features), nn.functional.normalize(self.weight))
+        return self.temperature * cosine
 
 
 def _appended(old: nn.Parameter, rows: Tensor) -> nn.Parameter:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +54,7 @@ class Network(nn.Module):
         self.register_buffer("scale", (1 / (255 * std)).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("offset", (-mean / std).view(1, -1, 1, 1), persistent=False)
         self._skeleton: str | None = None
+        self._sized: tuple[str, int, int] | None = None
         self._frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> Outputs:
@@ -61,7 +64,7 @@ class Network(nn.Module):
 
     @property
     def feature_dim(self) -> int:
-        """d of the (n, d) features."""
+        """The features' dimension d."""
         return int(self.backbone.feature_dim)  # type: ignore[arg-type]
 
     def takes(self, image_shape: tuple[int, int, int]) -> None:
@@ -88,11 +91,11 @@ class Network(nn.Module):
         """Grow the head to this many classes; ``known``: from the trained rows that came with the backbone."""
         self.head.grow(classes, generator, known)
 
-    def set_trainable(self, modules: Iterable[nn.Module]) -> None:
-        """Make the parameters of these modules trainable and all the others frozen."""
+    def set_trainable(self, parts: Iterable[nn.Module | nn.Parameter]) -> None:
+        """Make these modules' parameters, and these parameters, trainable and all the others frozen."""
         self.requires_grad_(False)
-        for module in modules:
-            module.requires_grad_(True)
+        for part in parts:
+            part.requires_grad_(True)
         self._skeleton = None
         self._frozen = [module for module in self.modules() if self._stays_in_eval(module)]
         self.train(self.training)
@@ -102,6 +105,40 @@ class Network(nn.Module):
             return True
         parameters = list(module.parameters())
         return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+    def frozen_copy(self, state: Mapping[str, Tensor] | None = None) -> Network:
+        """Return a copy in eval mode that nothing trains; with other weights, whatever their number of classes."""
+        twin = copy.deepcopy(self)
+        if state is not None:
+            twin.take_up(state)
+        twin.set_trainable([])
+        return twin.eval()
+
+    def take_up(self, state: Mapping[str, Tensor]) -> None:
+        """Load weights whose head may have other rows."""
+        own = self.state_dict()
+        for name, parameter in self.head.named_parameters(recurse=False):
+            saved = state[f"head.{name}"]
+            if saved.shape != own[f"head.{name}"].shape:
+                resized = nn.Parameter(torch.empty_like(saved, device=parameter.device), parameter.requires_grad)
+                setattr(self.head, name, resized)
+        self.load_state_dict(state)
+
+    @property
+    def size(self) -> int:
+        """The number of parameters, trained or not."""
+        return self._sizes()[0]
+
+    @property
+    def trainable(self) -> int:
+        """The number of trainable parameters."""
+        return self._sizes()[1]
+
+    def _sizes(self) -> tuple[int, int]:
+        if self._sized is None or self._sized[0] != self.structure:
+            sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
+            self._sized = (self.structure, sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
+        return self._sized[1:]
 
     @property
     def skeleton(self) -> str:
@@ -122,3 +159,8 @@ def structure_of(module: nn.Module, head: nn.Module | None = None) -> str:
     shapes = [(name, tuple(p.shape)[id(p) in rows :], p.requires_grad) for name, p in module.named_parameters()]
     text = re.sub(r" at 0x[0-9a-f]+", "", f"{module!r}{shapes}{getattr(module, 'batch_norm', '')}")
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def bytes_of(values: Iterable[Any]) -> int:
+    """Return the bytes of the tensors among some values."""
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))

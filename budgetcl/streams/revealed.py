@@ -8,6 +8,8 @@ from torch import Tensor
 
 from budgetcl.errors import Unrevealed
 from budgetcl.streams.batch import Batch, Source
+from budgetcl.streams.decoding import Damaged
+from budgetcl.streams.prefetch import Pending, Shown, begin
 from budgetcl.streams.stream import PRETRAIN, IntArray, TimeStep
 
 
@@ -23,6 +25,8 @@ class Revealed:
     Attributes:
         new: the indices that the current step revealed.
         window: the blind classifier's window that was chosen on the stream's tuning prefix, or None.
+        damaged: index -> why it cannot be read, of the pictures that could not.
+        replaced: how often another picture of its batch stood in for a damaged one.
     """
 
     def __init__(self, source: Source) -> None:
@@ -34,6 +38,8 @@ class Revealed:
         self._class_of = np.full(len(stream.label_names), -1, np.int64)
         self._code_of: list[int] = []
         self.window = stream.window
+        self.damaged: dict[int, str] = {}
+        self.replaced = 0
         self.new: IntArray = np.empty(0, np.int64)
         self._add(stream.rows(PRETRAIN))
         self.new = np.empty(0, np.int64)
@@ -83,16 +89,61 @@ class Revealed:
             Unrevealed: one of them was not revealed yet.
         """
         self._check(indices)
-        return self._pixels(indices, augment)
+        return self._standing_in(begin(self._pixels, indices, augment).result(), indices)[0]
 
     def batch(self, indices: IntArray, augment: np.random.Generator | None = None) -> Batch:
         """Return a labelled batch.
 
+        Where a picture cannot be read, and the stream goes on without (``stream.damaged=replace``), the next readable
+        sample of the same batch stands in for it: its picture, label and index.
+
+        Raises:
+            Unrevealed: one of its samples was not revealed yet.
+            Damaged: a picture cannot be read, and the stream is to stop there; or none of the batch can.
+        """
+        return self.begin(indices, augment).result()
+
+    def begin(self, indices: IntArray, augment: np.random.Generator | None = None) -> Pending[Batch]:
+        """Begin to make a labelled batch, in the background where the pixels are decoded there.
+
+        ``begin(...).result()`` is ``batch(...)``: to learn without waiting, begin the next batches before the last one
+        is used (:func:`budgetcl.streams.prefetch.ahead`).
+
         Raises:
             Unrevealed: one of its samples was not revealed yet.
         """
-        y = self.labels(indices)
-        return Batch(self._pixels(indices, augment), torch.from_numpy(y), indices, torch.from_numpy(self._new[indices]))
+        self._check(indices)
+        return begin(self._pixels, indices, augment).then(lambda shown: self._batch(shown, indices))
+
+    def _batch(self, shown: Shown, indices: IntArray) -> Batch:
+        x, shown_indices = self._standing_in(shown, indices)
+        self.replaced += len(shown.damaged)
+        return Batch(x, *self.targets(shown_indices))
+
+    def _standing_in(self, shown: Shown, indices: IntArray) -> tuple[Tensor, IntArray]:
+        """Return pictures and indices, with the next readable one in the place of each damaged one."""
+        if not shown.damaged:
+            return shown.x, indices
+        self.damaged.update({int(indices[place]): reason for place, reason in shown.damaged.items()})
+        places, bad = np.arange(len(indices)), np.array(sorted(shown.damaged))
+        readable = np.setdiff1d(places, bad)
+        if not len(readable):
+            raise Damaged(shown.damaged, "; no picture of the batch is left to stand in for them")
+        places[bad] = readable[np.searchsorted(readable, bad) % len(readable)]
+        return shown.x[torch.from_numpy(places)], indices[places]
+
+    def targets(self, indices: IntArray) -> tuple[Tensor, IntArray, Tensor]:
+        """Return what a batch holds beside its images: classes (n,), indices (n,), and whether each is new (n,).
+
+        Raises:
+            Unrevealed: one of the samples was not revealed yet.
+        """
+        return torch.from_numpy(self.labels(indices)), indices, torch.from_numpy(self._new[indices])
+
+    @property
+    def augments(self) -> bool:
+        """Whether the images of a batch are random views, another one at each draw."""
+        return bool(getattr(self._pixels, "augments", False))
 
     def codes(self, classes: IntArray) -> IntArray:
         """Return the stream's label codes of classes numbered in the order of reveal; -1 stays -1 (no answer)."""
