@@ -131,7 +131,7 @@ def search(
 def _around(best: Trial, trials: Sequence[Trial]) -> list[float]:
     """Return the rates to try next: halfway, on a log scale, to the best one's neighbours, the better neighbour first.
 
-    At the edge of what was tried, instead of a neighbour, one step beyond; that comes first.
+    At the edge of what was tried instead one step beyond it.
     """
     scores: dict[float, float] = {}
     for trial in trials:
@@ -145,7 +145,7 @@ def _around(best: Trial, trials: Sequence[Trial]) -> list[float]:
     if below is None or above is None:
         inner = above if below is None else below
         assert inner is not None
-        wanted = [at * at / inner, math.sqrt(at * inner)]
+        wanted = [at * at / inner]
     else:
         wanted = [math.sqrt(at * other) for other in sorted((below, above), key=lambda rate: -scores[rate])]
     return [rate for rate in (float(f"{value:.2g}") for value in wanted) if rate not in scores]
