@@ -15,19 +15,43 @@ from budgetcl.configuration import compose, conf_folder
 from budgetcl.errors import UserError
 
 SMALL = ("budget.updates=3",)
+
+
+def chosen(method):
+    """The keys that all samplers share which choose among candidates."""
+    return {
+        "spend": ("glyphs", method, (), "sampler.spend=0.25"),
+        "keep": ("glyphs", method, ("sampler.spend=0.25",), "sampler.keep=0.9"),
+        "candidates": ("glyphs", method, (), "sampler.candidates=9"),
+        "refresh": ("glyphs", method, ("sampler.spend=0.4",), "sampler.refresh=2"),
+    }
+
+
 # group/name -> key -> what to run: (stream, method, settings before, the change). The change itself must matter.
 TRAINED = {
-    "sampler/uniform": {},
+    "sampler/uniform": {"replacement": ("glyphs", "naive", (), "sampler.replacement=true")},
     "sampler/class_balanced": {},
     "sampler/recent": {"window": ("glyphs", "fifo", (), "sampler.window=40")},
     "sampler/half_recent": {
         "share": ("glyphs", "er", (), "sampler.share=0.25"),
         "window": ("glyphs", "er", (), "sampler.window=40"),
     },
-    "sampler/max_loss": {
-        "spend": ("glyphs", "max_loss", (), "sampler.spend=0.25"),
-        "keep": ("glyphs", "max_loss", ("sampler.spend=0.25",), "sampler.keep=0.9"),
+    "sampler/recency_biased": {"scale": ("glyphs", "recency_biased", (), "sampler.scale=5")},
+    "sampler/power_law": {"exponent": ("glyphs", "power_law", (), "sampler.exponent=3")},
+    **{f"sampler/{name}": chosen(name) for name in ("max_loss", "least_confidence", "margin", "entropy")},
+    "sampler/herding": {**chosen("herding"), "per_class": ("glyphs", "herding", (), "sampler.per_class=false")},
+    "sampler/kmeans": {
+        **chosen("kmeans"),
+        "clusters": ("glyphs", "kmeans", (), "sampler.clusters=2"),
+        "iterations": ("glyphs", "kmeans", ("sampler.clusters=3", "sampler.spend=0.4"), "sampler.iterations=1"),
+        "pick": ("glyphs", "kmeans", ("sampler.clusters=3", "sampler.spend=0.4"), "sampler.pick=random"),
     },
+    "sampler/mir": {
+        "rate": ("glyphs", "mir", (), "sampler.rate=5"),
+        "share": ("glyphs", "mir", (), "sampler.share=0.25"),
+        "pool": ("glyphs", "mir", (), "sampler.pool=2"),
+    },
+    "sampler/gss": {**chosen("gss"), "compared": ("glyphs", "gss", (), "sampler.compared=1")},
     "objective/cross_entropy": {},
     "objective/mse_distillation": {"weight": ("glyphs", "kd_mse", (), "objective.weight=0.2")},
     "head/linear": {
@@ -200,7 +224,7 @@ def test_the_same_configuration_has_the_same_outcome(go):
     assert outcome(go("glyphs", "naive", *SMALL)) == outcome(go("glyphs", "naive", *SMALL, prices=None))
 
 
-@pytest.mark.parametrize("name", ["uniform", "class_balanced", "recent", "half_recent", "max_loss"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (conf_folder() / "sampler").glob("*.yaml")))
 def test_each_sampler_has_an_effect_of_its_own(go, name):
     outcomes = {s: outcome(go("glyphs", "naive", *SMALL, f"sampler={s}")) for s in ("uniform", "recent", "half_recent")}
     mine = outcome(go("glyphs", "naive", *SMALL, f"sampler={name}"))
