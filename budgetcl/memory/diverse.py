@@ -38,7 +38,7 @@ def herd(features: Tensor, picks: int) -> IntArray:
         raise UserError(f"{picks} picks were asked of {len(features)} rows: ask for at most as many as there are")
     features = F.normalize(features)
     mean = features.mean(0)
-    target, free = mean.clone(), torch.zeros(len(features), device=features.device)
+    target, free = mean.clone(), features.new_zeros(len(features))
     chosen = torch.empty(picks, dtype=torch.int64, device=features.device)
     for k in range(picks):
         row = torch.addmv(free, features, target).argmax()

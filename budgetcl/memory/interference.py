@@ -61,6 +61,8 @@ class MIR:
             return incoming
         count = min(self.pool * wanted, size - len(incoming))
         candidates = untaken(size, incoming, count, place.random("candidates", update))
+        if not len(incoming):  # a capped memory took nothing new, so nothing interferes
+            return candidates[:wanted]
         virtual = self._virtual(incoming)
         place.compute.work("select", formulas.scores(2 * count, place.network.head.classes))
         harm = self._losses(candidates, virtual) - self._losses(candidates)

@@ -92,7 +92,7 @@ class Selection(ABC):
         return count
 
     def _bound(self, count: int) -> str:
-        return "candidates allows" if count == self.candidates else f"spend={self.spend:g} pays for"
+        return f"candidates={count} allows" if count == self.candidates else f"spend={self.spend:g} pays for"
 
     def _kept(self, n: int, count: int) -> int:
         return min(count, max(n, round(self.keep * count)))

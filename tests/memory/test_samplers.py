@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from budgetcl.errors import UserError
 from budgetcl.memory.memory import Memory
-from budgetcl.memory.recency import HalfRecent, Recent
+from budgetcl.memory.power_law import PowerLaw
+from budgetcl.memory.recency import HalfRecent, RecencyBiased, Recent, untaken
 from budgetcl.memory.sampler import Place
-from budgetcl.memory.uniform import ClassBalanced, Uniform, fill_evenly
+from budgetcl.memory.uniform import ClassBalanced, Uniform, distinct_places, fill_evenly
 from budgetcl.randomness import generator
 
 
@@ -26,7 +28,10 @@ def draws(sampler, where, n, updates):
     return [sampler.draw(n, update) for update in range(updates)]
 
 
-SAMPLERS = [Uniform, ClassBalanced, lambda: Recent(None), lambda: Recent(7), lambda: HalfRecent(0.5, 5)]
+SAMPLERS = [
+    Uniform, ClassBalanced, lambda: Recent(None), lambda: Recent(7), lambda: HalfRecent(0.5, 5), RecencyBiased,
+    lambda: RecencyBiased(3), PowerLaw,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", SAMPLERS)
@@ -114,3 +119,152 @@ def test_half_recent_fills_up_from_the_past_where_few_are_recent():
     rows = draws(HalfRecent(0.5), where, 8, 1)[0]
     assert {50, 51} <= set(rows.tolist())
     assert len(set(rows.tolist())) == 8
+
+
+# --- with replacement -------------------------------------------------------------------------------------------------
+
+
+def test_with_replacement_draws_are_independent():
+    where = place(np.zeros(20, int))
+    rows = np.array(draws(Uniform(replacement=True), where, 20, 500))
+    counts = np.bincount(rows.ravel(), minlength=20)
+    assert chisquare(counts).pvalue > 1e-3
+    distinct = np.mean([len(set(row)) for row in rows.tolist()])
+    assert abs(distinct - 20 * (1 - 0.95**20)) < 0.3  # 12.8 of 20, as with independent draws
+    assert len(draws(Uniform(replacement=True), place([0, 0]), 7, 1)[0]) == 7
+
+
+def test_an_empty_memory_and_a_word_for_replacement_are_refused():
+    sampler = Uniform(replacement=True)
+    sampler.begin(place())
+    with pytest.raises(UserError, match="the memory, which holds 0"):
+        sampler.draw(1, 0)
+    with pytest.raises(UserError, match="replacement='yes' given; true or false"):
+        Uniform(replacement="yes")
+
+
+# --- class-balanced, many and few classes -----------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 9)), min_size=1, max_size=9), st.integers(0, 99))
+def test_places_are_distinct_within_each_holder(holders, seed):
+    shares, counts = (np.array(column) for column in zip(*[(share, share + more) for share, more in holders]))
+    parts = np.split(distinct_places(shares, counts, generator(seed, "test")), np.cumsum(shares)[:-1])
+    for places, share, count in zip(parts, shares, counts):
+        assert len(set(places.tolist())) == share == len(places)
+        assert places.min() >= 0
+        assert places.max() < count
+
+
+@pytest.mark.parametrize("holders", [2, 4])  # one way where shares exceed the holders, another where they do not
+def test_all_sets_of_places_are_equally_likely(holders):
+    shares, counts = np.full(holders, 3), np.full(holders, 5)
+    sets = {}
+    for seed in range(1500):
+        key = frozenset(distinct_places(shares, counts, generator(seed, "test"))[-3:].tolist())
+        sets[key] = sets.get(key, 0) + 1
+    assert len(sets) == 10
+    assert chisquare(list(sets.values())).pvalue > 1e-3
+
+
+# --- weights by age ---------------------------------------------------------------------------------------------------
+
+
+def frequencies(sampler, where, n, updates):
+    """How often each row came, and its standard error at most."""
+    counts = np.bincount(np.concatenate(draws(sampler, where, n, updates)), minlength=len(where.memory))
+    return counts / updates
+
+
+def fits(frequency, probability, updates):
+    return chisquare(frequency * updates, probability * updates).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("size", "scale"), [(30, 7), (250, 40)])  # weighed as a whole; by inverting the distribution
+def test_recency_falls_exponentially_with_age(size, scale):
+    where = place(np.zeros(size, int))
+    weight = np.exp(-np.arange(size)[::-1] / scale)
+    assert fits(frequencies(RecencyBiased(scale), where, 1, 4000), weight / weight.sum(), 4000)
+
+
+def test_recency_counts_ages_by_what_the_step_revealed():
+    where, weight = place(np.zeros(40, int), np.zeros(10, int)), np.exp(-np.arange(50)[::-1] / 10)
+    assert fits(frequencies(RecencyBiased(), where, 1, 4000), weight / weight.sum(), 4000)
+
+
+def test_a_short_scale_still_fills_a_batch_and_prefers_the_newest():
+    where = place(np.zeros(100_000, int))
+    batches = draws(RecencyBiased(1), where, 64, 50)
+    assert all(len(set(rows.tolist())) == 64 for rows in batches)
+    assert min(rows.min() for rows in batches) > 100_000 - 64 - 40
+    assert all(99_999 in rows for rows in batches)
+
+
+def used(where, *uses):
+    for step, rows in uses:
+        where.memory.used(np.array(rows), step)
+    return where
+
+
+@pytest.mark.parametrize("size", [24, 600])  # weighed as a whole; by rejection
+def test_power_law_weights_are_powers_of_the_steps_since_use(size):
+    # In step 3: a quarter each was used in step 0, in steps 0 and 2, never, and is new.
+    quarter = size // 4
+    where = place(np.zeros(3 * quarter, int), np.zeros(quarter, int), step=3)
+    used(where, (0, np.arange(2 * quarter)), (2, np.arange(quarter, 2 * quarter)))
+    age = np.repeat([4, 2, 5, 1], quarter)
+    for exponent in (0.0, 1.0, 2.5):
+        weight = age**-exponent
+        frequency = frequencies(PowerLaw(exponent), where, 1, 1500)
+        mine, expected = (column.reshape(8, -1).sum(1) for column in (frequency, weight / weight.sum()))
+        assert fits(mine, expected, 1500)
+
+
+def test_power_law_follows_what_the_step_uses():
+    where = used(place(np.zeros(1000, int), np.zeros(2, int), step=8), (0, np.arange(1000)))
+    sampler = PowerLaw(2.0)
+    before = frequencies(sampler, where, 1, 800)
+    where.memory.used(np.arange(500), 8)
+    after = frequencies(sampler, where, 1, 800)
+    weights = np.r_[np.full(1000, 1 / 81), 1, 1]
+    assert abs(before[:500].sum() - 500 / 81 / weights.sum()) < 5 * 0.5 / np.sqrt(800)
+    weights[:500] = 1
+    assert abs(after[:500].sum() - 500 / weights.sum()) < 5 * 0.5 / np.sqrt(800)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RecencyBiased(0), "scale=0 given; an integer of at least 1"),
+        (lambda: PowerLaw(-1), "exponent=-1 given; a number from 0 to 10"),
+    ],
+)
+def test_settings_that_are_none_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@given(st.integers(1, 30), st.data())
+def test_the_rest_is_drawn_beside_what_is_taken(size, data):
+    taken = np.array(data.draw(st.lists(st.integers(0, size - 1), unique=True)), dtype=np.int64)
+    n = data.draw(st.integers(0, size - len(taken)))
+    rows = untaken(size, taken, n, generator(0, "test"))
+    assert len(set(rows.tolist()) | set(taken.tolist())) == n + len(taken)
+    assert n == 0 or (rows.min() >= 0 and rows.max() < size)
+
+
+@pytest.mark.parametrize("make", SAMPLERS)
+def test_only_samplers_that_ask_for_nothing_may_draw_ahead(make):
+    """Draws made before their time are those made in time, whatever was used in between."""
+    late, early = (place([0, 1, 2, 3], [0, 1] * 12, step=2) for _ in range(2))
+    sampler = make()
+    sampler.begin(early)
+    if sampler.ahead:
+        before = [sampler.draw(6, update) for update in range(5)]
+        sampler.begin(late)
+        for update in range(5):
+            rows = sampler.draw(6, update)
+            late.memory.used(rows, 2)
+            np.testing.assert_array_equal(rows, before[update])
+    else:
+        assert isinstance(sampler, PowerLaw)
