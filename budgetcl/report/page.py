@@ -19,6 +19,7 @@ from budgetcl.report.plots import Style
 from budgetcl.report.runs import BlindGrid, Run, blind_grid, reduce
 from budgetcl.report.student import ENOUGH
 from budgetcl.report.tables import Column, Comparison, Row, comparison, summary_rows
+from budgetcl.report.tunings import tunings, with_tuning
 from budgetcl.report.words import findings, heading, how_it_was_run, shown, shown_difference
 
 _WIDTH = 120  # columns of a plain table
@@ -135,7 +136,8 @@ def _read(paths: Sequence[Path]) -> tuple[list[Run], dict[str, BlindGrid], dict[
         raise UserError(f"{given} holds only unfinished runs ({len(unfinished)}): run them to their end, then report")
     if not runs:
         raise UserError(f"{given} holds no record of a run (no run.json below): run one first, with budgetcl run")
-    return runs, grids, pictures, unfinished
+    entries = tunings(paths)
+    return [with_tuning(run, entries) for run in runs], grids, pictures, unfinished
 
 
 def _groups(found: Sequence[Board], grids: Mapping[str, BlindGrid]) -> dict[str, str]:

@@ -45,6 +45,7 @@ COST = (
     Column("updates", "updates", "count"),
     Column("utilisation", "used", "percent"),
     Column("flops", "FLOPs", "flops"),
+    Column("tuning_flops", "FLOPs of tuning", "flops"),
     Column("predict_flops", "FLOPs a prediction", "flops"),
     Column("bytes", "stored", "bytes"),
     Column("seconds", "wall clock", "seconds"),
