@@ -52,6 +52,8 @@ TEXT = {
 }
 HELD_OUT = ("pretrain", "preval", "pretest", "val", "test")
 STREAMS = {"ci": "cls_inc", "di": "data_inc"}
+LINE = r"^\s*/?(?:train|val|test)/(?P<wnid>[^/]+)/(?P<file>[^/]+?)\s*$"
+TREE_LINE = r"(?P<wnid>[^/]+)/[^/]+?\s*$"  # the authors' zip files may nest folders
 STEP = 50  # classes a step, in the published counts
 SIZES_IN_ORDER = "6fa0c85209fb87ebaf0728802c806afd5c1991fd2f0b60b43327a49023ad2557"
 SIZES_SORTED = "dab317f1d6b6d9af33cfac6e54a175e307d77295cdf3df8d1e54494401cabcea"
@@ -78,27 +80,23 @@ class Folders:
     def located(self, partition: str, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield an order file's samples with paths relative to the root and their folder, the class, as label."""
         codes: dict[Any, str] = {}
+        base = os.path.relpath(self.base[partition], self.root)
+        line = TREE_LINE if base == "." else LINE
         for batch in rows:
-            parts = pc.extract_regex(
-                batch["path"], r"^\s*/?(?P<set>train|val|test)/(?P<wnid>[^/]+)/(?P<file>[^/]+?)\s*$"
-            )
+            parts = pc.extract_regex(batch["path"], line)
             if parts.null_count:
                 row = int(np.argmin(parts.is_valid().to_numpy(zero_copy_only=False)))
                 raise UserError(
                     f"the list of {partition} names {batch['path'][row].as_py()!r}; "
                     "/train/<class>/<file>, or val or test in its stead, is expected"
                 )
-            wnid, name = pc.struct_field(parts, "wnid"), pc.struct_field(parts, "file")
+            wnid, paths = pc.struct_field(parts, "wnid"), batch["path"]
             if pa.types.is_integer(batch["label"].type):
                 _one_to_one(codes, batch["label"], wnid, partition)
-            folder = wnid
-            if partition in self.renamed:
-                folder = pa.array([self.renamed[partition].get(w, w) for w in wnid.to_pylist()], pa.string())
-            base = os.path.relpath(self.base[partition], self.root)
-            if base == ".":
-                paths = pc.binary_join_element_wise(pc.struct_field(parts, "set"), folder, name, "/")
-            else:
-                paths = pc.binary_join_element_wise(pa.scalar(base), folder, name, "/")
+            if base != ".":
+                renamed = self.renamed.get(partition)
+                folder = pa.array([renamed.get(w, w) for w in wnid.to_pylist()], pa.string()) if renamed else wnid
+                paths = pc.binary_join_element_wise(pa.scalar(base), folder, pc.struct_field(parts, "file"), "/")
             yield pa.RecordBatch.from_pydict({"path": paths, "label": wnid})
 
 
