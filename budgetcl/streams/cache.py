@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +20,20 @@ from budgetcl.errors import UserError
 VERSION = 1  # of what the columns mean
 LARGE = 1 << 25  # bytes of a table whose columns are kept without being asked for; smaller ones are read in a second
 _END = 1 << 16  # bytes at both ends of a table that are part of its identity
+
+
+def parts(column: NDArray[Any], size: int = 1 << 20) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield (where it begins, a part of a column) from first to last.
+
+    The pages of a mapped column are given back after each part, so that a pass over it takes the memory of one.
+    """
+    holder: Any = column
+    while isinstance(holder, np.ndarray):
+        holder = holder.base
+    for low in range(0, len(column), size):
+        yield low, column[low : low + size]
+        if isinstance(holder, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            holder.madvise(mmap.MADV_DONTNEED)
 
 
 class Columns:
@@ -134,9 +150,8 @@ def forget_others(folder: Path) -> None:
 
 
 def _make(folder: Path, make: Callable[[Columns], Mapping[str, Any]]) -> None:
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(".partial", f"{folder.name}.", folder.parent))
     columns = Columns(partial)
     try:
         facts = make(columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from budgetcl.errors import UserError
 from budgetcl.randomness import generator
+from budgetcl.streams.cache import parts
 from budgetcl.streams.cuts import by_chunk, by_number, by_span
 from budgetcl.streams.rows import Rows
 from budgetcl.streams.stream import PREFIX, PRETRAIN, SETS, STREAM, TEST, VALIDATION, IntArray
@@ -22,23 +23,41 @@ _CODE = {name: np.int8(code) for code, name in enumerate(SETS)}
 Places = NDArray[np.integer[Any]]
 
 
-def sorted_by(values: NDArray[Any]) -> Places:
-    """Return the order that sorts values, equal ones staying in their order.
+def sorted_by(values: NDArray[Any], rows: Places) -> Places:
+    """Return rows sorted by a column's values, rows of equal values staying in their order.
 
     Whole numbers that span less than 2^32, such as seconds and labels, are sorted together with their places as one
     integer, which takes less time and memory than sorting places does.
+
+    Args:
+        values: (all rows,) the column; it may be mapped.
+        rows: (n,) the rows to sort.
     """
-    n = len(values)
-    if not n or (values[1:] >= values[:-1]).all():
-        return np.arange(n, dtype=np.int32 if n < 1 << 31 else np.int64)
-    low = values.min()
-    if n >= 1 << 31 or values.max() - low >= 1 << 32 or (values.dtype.kind == "f" and (values % 1).any()):
-        return np.argsort(values, kind="stable")
-    keys = (values - low).astype(np.uint64)
+    if not len(rows):
+        return rows
+    low = high = last = values[rows[0]]
+    whole = ascending = True
+    for part in _gathered(values, rows):
+        ascending = ascending and part[0] >= last and bool((part[1:] >= part[:-1]).all())
+        whole = whole and (part.dtype.kind != "f" or not (part % 1).any())
+        low, high, last = min(low, part.min()), max(high, part.max()), part[-1]
+    if ascending:
+        return rows
+    if not whole or high - low >= 1 << 32 or len(rows) >= 1 << 32:
+        return rows[np.argsort(values[rows], kind="stable")]
+    keys = np.empty(len(rows), np.uint64)
+    at = 0
+    for part in _gathered(values, rows):
+        keys[at : at + len(part)] = part - low
+        at += len(part)
     keys <<= np.uint64(32)
-    keys |= np.arange(n, dtype=np.uint32)
+    keys |= np.arange(len(rows), dtype=np.uint32)
     keys.sort()
-    return keys.astype(np.uint32).view(np.int32)
+    return rows[keys.astype(np.uint32)]
+
+
+def _gathered(values: NDArray[Any], rows: Places) -> Iterator[NDArray[Any]]:
+    return (values[part] for _, part in parts(rows))
 
 
 def divided(rows: Rows, shares: dict[str, float], by_time: NDArray[Any] | None) -> NDArray[np.int8]:
@@ -63,24 +82,37 @@ def divided(rows: Rows, shares: dict[str, float], by_time: NDArray[Any] | None) 
     sets = np.zeros(len(rows.label), np.int8) if rows.split is None else np.array(rows.split)
     named = {name for name, code in _CODE.items() if rows.split is not None and (sets == code).any()}
     if by_time is not None and shares[PREFIX] and not named & {PREFIX, PRETRAIN}:
-        left = np.flatnonzero(sets == _CODE[STREAM])
-        early = left[sorted_by(by_time[left])[: round(shares[PREFIX] * len(left))]]
-        sets[early] = _CODE[PREFIX]
+        left = rows_where(sets == _CODE[STREAM])
+        sets[sorted_by(by_time, left)[: round(shares[PREFIX] * len(left))]] = _CODE[PREFIX]
     wanted = {name: shares[name] for name in (TEST, VALIDATION) if shares[name] and name not in named}
     if not wanted:
         return sets
     # Class by class, in a random order within each: every so-manieth row, so that each class gives its share.
-    left = generator(0, "split").permutation(np.flatnonzero(sets == _CODE[STREAM]).astype(np.int32))
-    left = left[sorted_by(rows.label[left])]
+    left = rows_where(sets == _CODE[STREAM])
+    generator(0, "split").shuffle(left)
+    left = sorted_by(rows.label, left)
     taken = 0.0
     for name, share in wanted.items():
-        drawn = np.diff(np.floor(np.arange(len(left) + 1) * (share / (1 - taken)))) > 0
-        label = rows.label[left]
-        first = np.flatnonzero(np.diff(label, prepend=-1))
-        drawn[first[np.logical_and.reduceat(drawn, first)] if len(first) else first] = False
+        drawn = _every(len(left), share / (1 - taken))
+        first = np.flatnonzero(np.diff(rows.label[left], prepend=-1))
+        if len(first):
+            drawn[first[np.logical_and.reduceat(drawn, first)]] = False  # a class that would be gone keeps one
         sets[left[drawn]] = _CODE[name]
         left, taken = left[~drawn], taken + share
     return sets
+
+
+def rows_where(mask: NDArray[np.bool_]) -> Places:
+    """Return the rows at which a mask is true, in as few bytes as they fit in."""
+    return np.flatnonzero(mask).astype(np.int32 if len(mask) < 1 << 31 else np.int64)
+
+
+def _every(n: int, share: float) -> NDArray[np.bool_]:
+    """Return a mask that is true at so large a share of n places, evenly."""
+    drawn = np.empty(n, bool)
+    for low, part in parts(drawn):
+        drawn[low : low + len(part)] = np.diff(np.floor(np.arange(low, low + len(part) + 1) * share)) > 0
+    return drawn
 
 
 def arranged(
@@ -109,19 +141,18 @@ def arranged(
         UserError: more steps than can be cut, or an order that the table does not have.
     """
     n = len(streamed)
-    given = None if rows.order is None else rows.order[streamed]
-    if given is not None and (given < 0).any():
-        row = streamed[np.argmax(given < 0)]
+    if rows.order is not None and (rows.order[streamed] < 0).any():
+        row = streamed[np.argmax(rows.order[streamed] < 0)]
         raise UserError(f"{rows.given}, row {row + 1}: a streamed row has no place in the column 'order'")
     if order == "class":
-        return _by_class(rows, streamed, given, steps, classes, seed)
-    if given is not None:
-        streamed = streamed[sorted_by(given)]
+        return _by_class(rows, streamed, steps, classes, seed)
+    if rows.order is not None:
+        streamed = sorted_by(rows.order, streamed)
     elif order == "data":
-        streamed = streamed[generator(seed, "order").permutation(n).astype(streamed.dtype)]
+        streamed = generator(seed, "order").permutation(streamed)
     if order == "time":
         assert rows.time is not None
-        streamed = streamed[sorted_by(rows.time[streamed])]
+        streamed = sorted_by(rows.time, streamed)
     if chunk is not None:
         return streamed, by_chunk(n, chunk)
     steps = min(STEPS, n) if steps is None else steps
@@ -134,15 +165,15 @@ def arranged(
 
 
 def _by_class(
-    rows: Rows, streamed: Places, given: Places | None, steps: int | None, names: Sequence[str] | None, seed: int
+    rows: Rows, streamed: Places, steps: int | None, names: Sequence[str] | None, seed: int
 ) -> tuple[Places, IntArray]:
     label = rows.label[streamed]
     present = np.flatnonzero(np.bincount(label, minlength=len(rows.names)))
     if names is not None:
         classes = _checked(rows, present, names)
-    elif given is not None:  # as they come first in the given order
+    elif rows.order is not None:  # as they come first in the given order
         first = np.full(len(rows.names), np.iinfo(np.int64).max)
-        np.minimum.at(first, label, given)
+        np.minimum.at(first, label, rows.order[streamed])
         classes = present[np.argsort(first[present], kind="stable")]
     else:
         classes = generator(seed, "order of classes").permutation(present)
@@ -151,15 +182,13 @@ def _by_class(
         raise UserError(f"steps={steps} given; order=class allows at most {len(classes)}, the classes streamed")
     step_of = np.zeros(len(rows.names), np.int32)
     step_of[classes] = np.repeat(np.arange(steps), np.diff(by_number(len(classes), steps)))
-    if given is not None:
-        streamed = streamed[sorted_by(given)]
-    step = step_of[rows.label[streamed]]
-    streamed = streamed[sorted_by(step)]
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(step, minlength=steps))])
-    if given is None:
-        for number, (low, high) in enumerate(itertools.pairwise(bounds)):
-            shuffle = generator(seed, "order", number).permutation(int(high - low))
-            streamed[low:high] = streamed[low:high][shuffle]
+    if rows.order is not None:
+        streamed = sorted_by(rows.order, streamed)
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(step_of[label], minlength=steps))])
+    streamed = sorted_by(step_of[rows.label], streamed)
+    if rows.order is None:
+        for number, (low, high) in enumerate(itertools.pairwise(bounds.tolist())):
+            generator(seed, "order", number).shuffle(streamed[low:high])
     return streamed, bounds
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-_PART = 1 << 16  # paths that are looked at together
+from budgetcl.streams.cache import parts
+
+_PART = 1 << 16  # paths that are hashed together
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 
 
@@ -23,6 +25,7 @@ class Paths(Sequence[str]):
     Args:
         data: (bytes,) uint8, the paths one after the other.
         start: (paths + 1,) where each begins; the last entry is where the last ends.
+        hashes: (paths,) what :func:`hashes_of` returns of them.
         order: (n,) which path stands at each place; None: all, as they are.
         digest: what :meth:`digest` returns, where that is known already.
     """
@@ -31,17 +34,19 @@ class Paths(Sequence[str]):
         self,
         data: NDArray[np.uint8],
         start: NDArray[np.int64],
+        hashes: NDArray[np.uint64],
         order: NDArray[Any] | None = None,
         digest: str | None = None,
     ) -> None:
-        self._data, self._start, self._order, self._digest = data, start, order, digest
+        self._data, self._start, self._hashes, self._order, self._digest = data, start, hashes, order, digest
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Paths:
         """Return a few paths in the form of many."""
         encoded = [os.fsencode(text) for text in texts]
+        data = np.frombuffer(b"".join(encoded), np.uint8)
         start = np.cumsum([0, *(len(path) for path in encoded)]).astype(np.int64)
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), start)
+        return cls(data, start, hashes_of(data, start))
 
     def __len__(self) -> int:
         return len(self._start) - 1 if self._order is None else len(self._order)
@@ -59,30 +64,27 @@ class Paths(Sequence[str]):
 
     def ordered(self, order: NDArray[Any], digest: str | None = None) -> Paths:
         """Return the paths at some places, in their order; nothing is copied."""
-        return Paths(self._data, self._start, order if self._order is None else self._order[order], digest)
+        order = order if self._order is None else self._order[order]
+        return Paths(self._data, self._start, self._hashes, order, digest)
 
     def digest(self) -> str:
         """Return a hash of the paths in their order: equal for equal paths, however they are kept."""
         if self._digest is None:
             digest = hashlib.sha256()
-            for data, start in self._parts():
-                digest.update(np.diff(start).astype("<i8").tobytes())
-                digest.update(data)
+            for _, part in parts(self._hashes if self._order is None else self._order):
+                digest.update((part if self._order is None else self._hashes[part]).astype("<u8").tobytes())
             self._digest = digest.hexdigest()
         return self._digest
 
     def repeated(self) -> list[NDArray[np.int64]]:
         """Return the places of each path that stands at several of them.
 
-        Paths are compared by a hash of 64 bits, polynomial in their bytes, and those of equal hash as they are.
+        Paths are compared by their hashes, and those of equal hash as they are.
         """
-        hashes = np.empty(len(self), np.uint64)
-        low = 0
-        for data, start in self._parts():
-            hashes[low : low + len(start) - 1] = _hashes(np.frombuffer(data, np.uint8), start)
-            low += len(start) - 1
+        hashes = self._hashes if self._order is None else self._hashes[self._order]
         ascending = np.sort(hashes)
         twice = np.unique(ascending[1:][ascending[1:] == ascending[:-1]])
+        del ascending
         if not len(twice):
             return []
         places: dict[str, list[int]] = {}
@@ -90,32 +92,22 @@ class Paths(Sequence[str]):
             places.setdefault(self[place], []).append(place)
         return [np.array(same) for same in places.values() if len(same) > 1]
 
-    def _parts(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
-        """Yield (bytes, where each path begins in them) of so many paths after another."""
-        import pyarrow as pa
 
-        array = pa.LargeBinaryArray.from_buffers(
-            pa.large_binary(), len(self._start) - 1, [None, pa.py_buffer(self._start), pa.py_buffer(self._data)]
-        )
-        for low in range(0, len(self), _PART):
-            if self._order is None:
-                start = self._start[low : low + _PART + 1]
-                yield self._data[start[0] : start[-1]].data, start - start[0]
-            else:
-                part = array.take(pa.array(self._order[low : low + _PART]))
-                start = np.frombuffer(part.buffers()[1], np.int64)[: len(part) + 1]
-                yield memoryview(part.buffers()[2])[: start[-1]], start
-
-
-def _hashes(data: NDArray[np.uint8], start: NDArray[np.int64]) -> NDArray[np.uint64]:
+def hashes_of(data: NDArray[np.uint8], start: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Return for each path the sum of (byte + 1) * factor^place, modulo 2^64.
 
     The sums of all paths come from one running sum over the bytes, from which the power at a path's start is divided.
     """
-    powers, inverses = _powers(1 << len(data).bit_length())
-    sums = np.zeros(len(data) + 1, np.uint64)
-    np.cumsum((data + np.uint64(1)) * powers[: len(data)], out=sums[1:])
-    return (sums[start[1:]] - sums[start[:-1]]) * inverses[start[:-1]]
+    hashes = np.empty(len(start) - 1, np.uint64)
+    for low in range(0, len(hashes), _PART):
+        begin = start[low : low + _PART + 1]
+        piece = data[begin[0] : begin[-1]]
+        begin = begin - begin[0]
+        powers, inverses = _powers(1 << len(piece).bit_length())
+        sums = np.zeros(len(piece) + 1, np.uint64)
+        np.cumsum((piece + np.uint64(1)) * powers[: len(piece)], out=sums[1:])
+        hashes[low : low + _PART] = (sums[begin[1:]] - sums[begin[:-1]]) * inverses[begin[:-1]]
+    return hashes
 
 
 @lru_cache(maxsize=1)

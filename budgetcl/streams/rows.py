@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -14,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from budgetcl.errors import UserError, nearest
-from budgetcl.streams.cache import Columns, forget_others, kept, place
+from budgetcl.streams.cache import Columns, forget_others, kept, parts, place
 from budgetcl.streams.packed import HEADER as PACKED
 from budgetcl.streams.packed import TABLE as PACKED_TABLE
-from budgetcl.streams.paths import Paths
+from budgetcl.streams.paths import Paths, hashes_of
 from budgetcl.streams.stream import RETENTION, SETS
 
 if TYPE_CHECKING:
@@ -95,12 +96,13 @@ def read(path: str, root: str | None = None, cache: str | None = None) -> Rows:
         given=path,
         root=at,
         home=home,
-        paths=Paths(columns["paths"], columns["start"]),
+        paths=Paths(columns["paths"], columns["start"], columns["hash"]),
         label=columns["label"],
         names=tuple(facts["names"]),
         time=columns.get("time"),
         split=columns.get("split"),
         order=columns.get("order"),
+        notes=_notes(file),
     )
 
 
@@ -118,6 +120,7 @@ def _fill(columns: Columns, path: Path, root: str) -> dict[str, Any]:
             data, start = _bytes(part["path"], root)
             columns.append("paths", data)
             columns.append("start", start[:-1] + end)
+            columns.append("hash", hashes_of(data, start))
             columns.append("code", _coded(part["label"], codes))
             if "time" in part:
                 columns.append("time", seconds(part["time"]))
@@ -134,11 +137,18 @@ def _fill(columns: Columns, path: Path, root: str) -> dict[str, Any]:
     columns.append("start", np.array([end], np.int64))
     names = _ordered(codes)
     rank = _ranks(codes, names)
-    code = columns["code"]
-    for low in range(0, row, _PART):
-        columns.append("label", rank[code[low : low + _PART]])
+    for _, code in parts(columns["code"]):
+        columns.append("label", rank[code])
     columns.drop("code")
     return {"names": names}
+
+
+def _notes(path: Path) -> tuple[str, ...]:
+    """Return what the maker of a table has to say to those who stream it; see :mod:`budgetcl.data.prepared`."""
+    import pyarrow.parquet as pq
+
+    said = pq.read_metadata(path).metadata if path.suffix == ".parquet" else None
+    return tuple(json.loads((said or {}).get(b"budgetcl.notes", b"[]")))
 
 
 class _Odd(Exception):
