@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +24,9 @@ from budgetcl.streams.batch import Query, Source
 from budgetcl.streams.revealed import Revealed
 from budgetcl.streams.stream import RETENTION, IntArray, TimeStep
 
-_MEASURED = ("seen", "classes", "updates", "stored", "learning_seconds", "seconds")  # by step, beside the ledger's
+# By step, beside what the ledger has. "replaced": training pictures that could not be read, another of the batch stood
+# in; "unread": predictions of pictures that could not be read, logged as no answer.
+_MEASURED = ("seen", "classes", "updates", "stored", "replaced", "unread", "learning_seconds", "seconds")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Progress:
         utilisation: the share of the step's allowance that was spent.
         accuracy: on what was predicted in this step: held-out samples where there were any, else the next samples.
         seconds: since the start.
+        damaged: what is wrong with the pictures that could not be read for the first time.
     """
 
     step: int
@@ -42,6 +47,7 @@ class Progress:
     utilisation: float
     accuracy: float
     seconds: float
+    damaged: tuple[str, ...] = ()
 
 
 def run(
@@ -77,6 +83,7 @@ def run(
     try:
         for step in source.stream:
             clock, updates = time.perf_counter(), compute.updates
+            known, replaced, unread = len(revealed.damaged), revealed.replaced, predict.unread
             with compute.watched(step.number, audit=step.number == audited) as audit:
                 ahead = predict.ahead(step, audit)
                 revealed.reveal(step)
@@ -85,11 +92,18 @@ def run(
                     learner.fit(step, revealed, compute)  # stops by itself when the ledger refuses
                 learning = time.perf_counter() - learning
                 heldout = predict.heldout(step, audit)
-            now = time.perf_counter()
+            now, stored = time.perf_counter(), sum(learner.nbytes().values())
+            if compute.budget.bytes is not None and stored > compute.budget.bytes:
+                raise UserError(
+                    f"step {step.number}: {stored:,} bytes are stored ({_listed(learner.nbytes())}), budget.bytes "
+                    f"allows {compute.budget.bytes:,}: keep less (memory=reservoir), or allow more"
+                )
             steps["seen"].append(step.seen + len(step.revealed))
             steps["classes"].append(revealed.classes)
             steps["updates"].append(compute.updates - updates)
-            steps["stored"].append(sum(learner.nbytes().values()))
+            steps["stored"].append(stored)
+            steps["replaced"].append(revealed.replaced - replaced)
+            steps["unread"].append(predict.unread - unread)
             steps["learning_seconds"].append(learning)
             steps["seconds"].append(now - clock)
             narrate(
@@ -99,6 +113,7 @@ def run(
                     compute.ledger.spent / max(1, compute.ledger.allowance),
                     heldout if step.heldout else ahead,
                     now - started,
+                    tuple(revealed.damaged.values())[known:],
                 )
             )
     except BaseException:
@@ -111,6 +126,7 @@ def run(
         compute.prices.to_json(),
         audit={**vars(compute.audit), "agrees": compute.audit.agrees},
         stored=dict(learner.nbytes()),
+        damaged=sorted(revealed.damaged),
     )
 
 
@@ -122,6 +138,8 @@ class _Predict:
     ) -> None:
         self._source, self._learner, self._compute, self._record = source, learner, compute, record
         self._revealed, self._size = revealed, size
+        self._looks = False  # whether the learner looks at pictures: only then the next ones are decoded ahead
+        self.unread = 0
 
     def ahead(self, step: TimeStep, audit: bool) -> float:
         """Predict what lies ahead, at all shifts together, and return the share of hits at the smallest one."""
@@ -142,10 +160,13 @@ class _Predict:
         self, step: TimeStep, seen: int, indices: IntArray, kind: str, shifts: IntArray, audit: bool
     ) -> NDArray[np.bool_]:
         before = _hash(self._learner.state_dict()) if audit else None
-        parts = range(0, len(indices), self._size)
-        hits = [
-            self._some(step.number, seen, indices[i : i + self._size], kind, shifts[i : i + self._size]) for i in parts
-        ]
+        parts = [slice(i, i + self._size) for i in range(0, len(indices), self._size)]
+        queries = deque(Query(self._source.pixels, indices[part]) for part in parts)
+        hits = []
+        for part in parts:
+            for query in itertools.islice(queries, 2 if self._looks else 0):
+                query.begin()
+            hits.append(self._some(step.number, seen, queries.popleft(), indices[part], kind, shifts[part]))
         if audit and _hash(self._learner.state_dict()) != before:
             raise UserError(
                 f"step {step.number}: the learner's state changed while it predicted; predict() must leave weights, "
@@ -153,8 +174,9 @@ class _Predict:
             )
         return np.concatenate([np.empty(0, bool), *hits])
 
-    def _some(self, step: int, seen: int, indices: IntArray, kind: str, shifts: IntArray) -> NDArray[np.bool_]:
-        query = Query(self._source.pixels, indices)
+    def _some(
+        self, step: int, seen: int, query: Query, indices: IntArray, kind: str, shifts: IntArray
+    ) -> NDArray[np.bool_]:
         try:
             with self._compute.predicting(step, len(indices), self._revealed.classes):
                 answer = self._learner.predict(query, self._compute)
@@ -165,8 +187,14 @@ class _Predict:
             ) from None
         if len(answer.classes) != len(indices):
             raise UserError(f"predict() returned {len(answer.classes)} answers to {len(indices)} images")
+        self._looks = query.looked_at
+        read = np.ones(len(indices), bool)
+        read[list(query.damaged)] = False
+        self.unread += len(query.damaged)
+        self._revealed.damaged.update({int(indices[place]): reason for place, reason in query.damaged.items()})
         target = self._source.stream.label[indices]
-        pred, top = self._revealed.codes(answer.classes), self._revealed.codes(answer.top)
+        pred = self._revealed.codes(np.where(read, answer.classes, -1))
+        top = self._revealed.codes(np.where(read[:, None], answer.top, -1))
         self._record.log(
             index=indices,
             set=kind,
@@ -176,7 +204,7 @@ class _Predict:
             target=target,
             pred=pred,
             top5=(top == target[:, None]).any(1),
-            confidence=answer.confidence,
+            confidence=np.where(read, answer.confidence, 0),
             origin=self._source.stream.origin[indices],
         )
         return pred == target
@@ -184,6 +212,10 @@ class _Predict:
 
 def _joined(parts: Iterable[IntArray]) -> IntArray:
     return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {size:,}" for kind, size in sizes.items() if size)
 
 
 def _share(hits: NDArray[Any]) -> float:

@@ -8,8 +8,9 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from budgetcl.budget.currencies import Currency, Flops
 from budgetcl.budget.ledger import CATEGORIES
-from budgetcl.budget.prices import Prices
+from budgetcl.budget.prices import Price, Prices
 from budgetcl.errors import UserError, at_least, one_of
 from budgetcl.models.network import Network
 from budgetcl.objectives.objective import Objective
@@ -46,11 +47,11 @@ class Reference:
         self._x = torch.zeros(1, dtype=torch.uint8).expand(batch, *image_shape)
         self._y = torch.zeros(1, dtype=torch.int64).expand(batch)
 
-    def update(self, classes: int) -> int:
-        """Return the FLOPs of one reference update with this many classes, the optimiser's included."""
+    def update(self, classes: int) -> Price:
+        """Return the price of one reference update with this many classes, the optimiser's included."""
         network = self._with(classes).train()
         batch = Batch(self._x, self._y, np.empty(0, np.int64), self._y.bool())
-        return self._prices.update(self._objective, network, batch).total
+        return self._prices.update(self._objective, network, batch)
 
     def forward(self, classes: int) -> int:
         """Return the FLOPs of one image's prediction with this many classes."""
@@ -77,6 +78,8 @@ class Budget:
         rest: what becomes of what does not pay for one more update: "stop" forfeits it, "truncate" spends it on a
             smaller last batch, "carry" moves at most one reference update to the next step.
         free: categories that are recorded but not charged: a control that no leaderboard takes.
+        bytes: the most that may be stored between two steps (samples, stored tensors, copies of weights), or None.
+        currency: what the allowance is counted in; None: FLOPs.
 
     Raises:
         UserError: none or several of ``updates``, ``passes`` and ``flops``, a negative number, an unknown name.
@@ -89,6 +92,8 @@ class Budget:
         flops: int | None = None,
         rest: str = "stop",
         free: Iterable[str] = (),
+        bytes: int | None = None,
+        currency: Currency | None = None,
     ) -> None:
         given = {"updates": updates, "passes": passes, "flops": flops}
         if sum(value is not None for value in given.values()) != 1:
@@ -105,13 +110,26 @@ class Budget:
         self.free = (free,) if isinstance(free, str) else tuple(free)
         for category in self.free:
             one_of(CATEGORIES, **{"budget.free": category})
-        self.updates, self.passes, self.flops, self.rest = updates, passes, flops, rest
+        if bytes is not None:
+            at_least(1, **{"budget.bytes": bytes})
+        self.updates, self.passes, self.flops, self.rest, self.bytes = updates, passes, flops, rest, bytes
+        self.currency: Currency = currency if currency is not None else Flops()
+        if flops is not None and not self.currency.meters:
+            raise UserError(f"budget.flops={flops} given, but the allowance is counted in {self.currency.unit}")
 
-    def allowance(self, reference: Reference, classes: int, revealed: int) -> int:
-        """Return the FLOPs that a step with this many classes, which reveals this many samples, may cost."""
+    def grant(self, reference: Reference, classes: int, revealed: int) -> tuple[int, int]:
+        """Return what a step is granted: FLOPs, and whole reference updates (0 where FLOPs were given).
+
+        Args:
+            reference: the yardstick.
+            classes: how many classes there are.
+            revealed: how many samples the step reveals.
+        """
         if self.flops is not None:
-            return self.flops
+            return self.flops, 0
         # Exact: the product may exceed what a float can hold to the FLOP, and naive training would lack an update.
         if self.updates is not None:
-            return int(Fraction(str(self.updates)) * reference.update(classes))
-        return int(Fraction(str(self.passes)) * revealed * reference.update(classes) / reference.batch)
+            updates = Fraction(str(self.updates))
+        else:
+            updates = Fraction(str(self.passes)) * revealed / reference.batch
+        return int(updates * reference.update(classes).total), int(updates)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from budgetcl.budget.allowance import Budget, Reference
 from budgetcl.budget.counter import CountFlops
 from budgetcl.budget.ledger import Exhausted, Ledger
-from budgetcl.budget.prices import Prices
+from budgetcl.budget.prices import Price, Prices
 from budgetcl.errors import UserError, one_of
 from budgetcl.models.network import Network, Outputs
 from budgetcl.objectives.objective import Objective
@@ -27,6 +27,7 @@ from budgetcl.streams.stream import TimeStep
 Result = TypeVar("Result")
 
 _NOTHING: Mapping[str, int] = {}
+_Charges = tuple[tuple[str, int, Price | None], ...]  # (category, FLOPs, price; None: by a formula)
 
 
 @dataclass
@@ -85,6 +86,7 @@ class Compute:
         )
         self._dry = dry
         self._counter: CountFlops | None = None
+        self._granted = 0  # FLOPs of the open step, whatever the currency
         self._free: int | None = None  # what is left of a prediction's free FLOPs; None outside a prediction
         self._step = -1
 
@@ -109,7 +111,7 @@ class Compute:
         network.eval()
         with self._unwatched():
             price = self.prices.forward(network, x)
-        self._charge(((category, price.total, price.id),), price.network)
+        self._charge(((category, price.total, price),), price.network)
         return self._run(network, x, parameters)
 
     def price(self, network: Network, x: Tensor) -> int:
@@ -130,7 +132,7 @@ class Compute:
         network.eval()
         with self._unwatched():
             price = self.prices.gradient(objective, network, batch)
-        self._charge(((category, price.total, price.id),), price.network)
+        self._charge(((category, price.total, price),), price.network)
         return self._gradient(objective, network, batch)
 
     def gradients(
@@ -145,7 +147,7 @@ class Compute:
         network.eval()
         with self._unwatched():
             price = self.prices.gradient(objective, network, batch, per_sample=True)
-        self._charge(((category, price.total, price.id),), price.network)
+        self._charge(((category, price.total, price),), price.network)
         return (self._gradient(objective, network, batch.rows(slice(i, i + 1)))[0] for i in range(len(batch)))
 
     def update(
@@ -172,8 +174,8 @@ class Compute:
             optimiser: over the network's trainable parameters.
             teacher: its logits and features become ``batch.extra["teacher"]`` and ``["teacher_features"]``; its
                 forward is charged as "teacher".
-            penalty: a scalar of the network that is added to the loss, or None. Pointwise work, which the counter does not see:
-                its price belongs into ``beside``.
+            penalty: a scalar of the network that is added to the loss, or None. Pointwise work, which the counter does
+                not see: its price belongs into ``beside``.
             beside: FLOPs by category of what goes along with the update, by formula (a penalty, an average of weights).
             clip: the largest norm of the gradient, or None.
             category: what the update is charged as.
@@ -215,6 +217,17 @@ class Compute:
         optimiser.step()
         return outputs
 
+    @property
+    def spare(self) -> int:
+        """FLOPs that may still be spent in this step.
+
+        Where the currency does not count FLOPs, the part of the granted FLOPs that is left of the allowance: a bound for
+        work that it leaves free.
+        """
+        if self.budget.currency.meters:
+            return self.ledger.remaining
+        return self._granted * self.ledger.remaining // max(1, self.ledger.allowance)
+
     def work(self, category: str, flops: int, function: Callable[[], Result] | None = None) -> Result | None:
         """Charge work that torch does not see (numpy, an index), or that is too small for the counter, by formula.
 
@@ -226,7 +239,7 @@ class Compute:
         Raises:
             Exhausted: the allowance does not pay for it; nothing was done.
         """
-        self._charge(((category, flops, "work"),), 0)
+        self._charge(((category, flops, None),), 0)
         if function is None:
             return None
         with self._unwatched():
@@ -234,11 +247,11 @@ class Compute:
 
     def reserve(self, category: str, flops: int) -> None:
         """Claim a part of the step's allowance for later: what is charged to this category draws on it first."""
-        self.ledger.reserve(category, flops)
+        self.ledger.reserve(category, flops if self.budget.currency.meters else 0)
 
     def refund(self, category: str, flops: int) -> None:
         """Give back a part of what :meth:`work` charged in this step: for iterative work that paid for its maximum."""
-        self.ledger.refund(category, flops, "work")
+        self.ledger.refund(category, flops, "work", flops if self.budget.currency.meters else 0)
 
     # --- what the loop calls --------------------------------------------------------------------------------------
 
@@ -247,11 +260,13 @@ class Compute:
         """Open the allowance of a step, after which so many are left, and close it."""
         self._step = step.number
         with self._unwatched():
-            allowance, update = (
-                self.budget.allowance(self.reference, step.classes, len(step.revealed)),
-                self.reference.update(step.classes),
-            )
-        self.ledger.open(step.number, allowance, carry_cap=max(update, self._awaited))
+            granted, updates = self.budget.grant(self.reference, step.classes, len(step.revealed))
+            reference = self.reference.update(step.classes)
+        currency, self._granted = self.budget.currency, granted
+        allowance = currency.allowance(granted, updates)
+        currency.open(reference, self.device)
+        one = currency.cost("train", reference.total, reference)
+        self.ledger.open(step.number, allowance, carry_cap=max(one, self._awaited))
         self.most = self.ledger.allowance + (allowance * left if self.budget.rest == "carry" else 0)
         self._awaited = 0
         yield
@@ -288,14 +303,16 @@ class Compute:
         """Pricing runs networks on shapes; that is no work of the learner's."""
         return self._counter.excluded() if self._counter is not None else nullcontext()
 
-    def _charge(self, charges: tuple[tuple[str, int, str], ...], network: int) -> None:
+    def _charge(self, charges: _Charges, network: int) -> None:
+        cost = self.budget.currency.cost
         if self._free is None:
-            self.ledger.charge(charges)
+            entries = tuple([(category, flops, _id(price)) for category, flops, price in charges])
+            self.ledger.charge(entries, [cost(*charge) for charge in charges])
         else:
             for _, flops, price in charges:  # whatever a prediction does is metered as one thing: predicting
-                free = min(flops, self._free)
-                self.ledger.predicted(self._step, flops, free, price)
-                self._free -= free
+                free = min(flops, self._free) if self.budget.currency.meters else flops
+                self.ledger.predicted(self._step, flops, free, _id(price))
+                self._free -= min(free, self._free)
         if self._counter is not None and self.audit is not None:
             self.audit.charged += network
 
@@ -308,18 +325,18 @@ class Compute:
         teacher: Network | None,
         category: str,
         beside: Mapping[str, int],
-    ) -> tuple[tuple[tuple[str, int, str], ...], int]:
-        along = tuple([(name, flops, "work") for name, flops in beside.items() if flops]) if beside else ()
+    ) -> tuple[_Charges, int]:
+        along: _Charges = tuple([(name, flops, None) for name, flops in beside.items() if flops]) if beside else ()
         with self._unwatched():
             if teacher is None:
                 price = self.prices.update(objective, network, batch, optimiser)
-                return ((category, price.total, price.id), *along), price.network
+                return ((category, price.total, price), *along), price.network
             # Only the shapes of the teacher's outputs matter to the price of the update.
             n, classes, features = len(batch), teacher.head.classes, teacher.feature_dim
             taught_batch = batch.adding(teacher=torch.empty(n, classes), teacher_features=torch.empty(n, features))
             price = self.prices.update(objective, network, taught_batch, optimiser)
             taught = self.prices.forward(teacher, batch.x)
-        charges = ((category, price.total, price.id), ("teacher", taught.total, taught.id), *along)
+        charges = ((category, price.total, price), ("teacher", taught.total, taught), *along)
         return charges, price.network + taught.network
 
     def _affordable(
@@ -340,7 +357,8 @@ class Compute:
             middle = (low + high + 1) // 2
             cut = batch.first(middle)
             charges, _ = self._update_price(objective, network, cut, optimiser, teacher, category, beside)
-            if self.ledger.affords(sum(flops for name, flops, _ in charges if name not in self.budget.free)):
+            cost = self.budget.currency.cost
+            if self.ledger.affords(sum(cost(*charge) for charge in charges if charge[0] not in self.budget.free)):
                 low = middle
             else:
                 high = middle - 1
@@ -367,3 +385,7 @@ class Compute:
             torch.zeros(len(x), width, device=x.device) for width in (network.head.classes, network.feature_dim)
         )
         return Outputs(logits, features)
+
+
+def _id(price: Price | None) -> str:
+    return "work" if price is None else price.id

@@ -339,6 +339,11 @@ def ema(parameters: int) -> int:
     return 3 * parameters
 
 
+def maf(flops: int, memory: int, reference: int) -> int:
+    """Memory-adjusted FLOPs: FLOPs x peak bytes / peak bytes of the reference update (FoMo-in-Flux, NeurIPS 2024)."""
+    return flops * memory // reference
+
+
 # --- the list, and bills ----------------------------------------------------------------------------------------------
 
 FORMULAS: dict[str, Formula] = {}

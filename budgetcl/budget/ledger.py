@@ -1,9 +1,13 @@
-"""The ledger: who spent what, by category, refused when it cannot be afforded. Integers only."""
+"""The ledger: who spent what, by category, refused when it cannot be afforded. Integers only.
+
+Allowances are in FLOPs, unless every charge is given a cost of its own: then they, and all that is said of them here,
+are in that unit, and FLOPs are recorded beside.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 from budgetcl.errors import UserError, at_least, one_of
@@ -123,11 +127,12 @@ class Ledger:
 
     # --- charging -------------------------------------------------------------------------------------------------
 
-    def charge(self, charges: Iterable[tuple[str, int, str]]) -> None:
+    def charge(self, charges: Iterable[tuple[str, int, str]], costs: Sequence[int] | None = None) -> None:
         """Charge work that is about to be done: all of it, or nothing.
 
         Args:
             charges: (category, FLOPs, price id) each. A category draws on its reservation first.
+            costs: of each, in the unit of the allowances; None: its FLOPs.
 
         Raises:
             Exhausted: the step does not pay for all of it; nothing was charged.
@@ -139,20 +144,22 @@ class Ledger:
         draws: dict[str, int] | None = None
         for category, flops, _ in charges:
             if type(flops) is not int or flops < 0 or category not in _KNOWN:
-                self.charge(_checked(charges))
+                self.charge(_checked(charges), costs)
                 return
+        costs = [flops for _, flops, _ in charges] if costs is None else costs
+        for (category, _, _), cost in zip(charges, costs):
             if category in self._unpaid:
                 continue
             if category in self._reserved:
                 draws = {} if draws is None else draws
-                drawn = min(flops, self._reserved[category] - draws.get(category, 0))
+                drawn = min(cost, self._reserved[category] - draws.get(category, 0))
                 draws[category] = draws.get(category, 0) + drawn
-                need += flops - drawn
+                need += cost - drawn
             else:
-                need += flops
+                need += cost
         if need > self._available:
             category = charges[0][0]
-            price = sum(flops for name, flops, _ in charges if name not in self._unpaid)
+            price = sum(cost for (name, _, _), cost in zip(charges, costs) if name not in self._unpaid)
             raise Exhausted(category, price, price - need + self._available)
         if self._start is None and any(category == "train" for category, _, _ in charges):
             self._start = self._spent - sum(self._drawn.values())
@@ -162,8 +169,8 @@ class Ledger:
                 self._reserved[category] -= drawn
                 self._drawn[category] = self._drawn.get(category, 0) + drawn
         page = self._page
-        for category, flops, price_id in charges:
-            paid = 0 if category in self._unpaid else flops
+        for (category, flops, price_id), cost in zip(charges, costs):
+            paid = 0 if category in self._unpaid else cost
             self._spent += paid
             row = page.get((category, price_id))
             if row is None:
@@ -202,8 +209,14 @@ class Ledger:
         one_of(CATEGORIES, category=category)
         self._available += self._reserved.pop(category, 0)
 
-    def refund(self, category: str, flops: int, price_id: str) -> None:
+    def refund(self, category: str, flops: int, price_id: str, cost: int | None = None) -> None:
         """Give back a part of what was charged in this step: for iterative work that paid for its maximum first.
+
+        Args:
+            category: what it was charged as.
+            flops: how many were not needed.
+            price_id: under which price.
+            cost: of them, in the unit of the allowances; None: the FLOPs.
 
         Raises:
             UserError: no step is open, an unknown category, FLOPs that are not a non-negative integer, or more than
@@ -217,9 +230,10 @@ class Ledger:
         row[1] -= flops
         if category in self._unpaid:
             return
-        row[2] -= flops
-        self._spent -= flops
-        self._available += flops
+        cost = flops if cost is None else cost
+        row[2] -= cost
+        self._spent -= cost
+        self._available += cost
         # What came out of the reservation was spent first, so it comes back last.
         charged = sum(paid for (name, _), (_, _, paid) in self._page.items() if name == category)
         self._drawn[category] = min(self._drawn.get(category, 0), charged)

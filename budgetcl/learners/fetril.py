@@ -95,9 +95,9 @@ class FeTrIL:
         updates = 0
         try:
             draw = self._pseudo_features(compute)
-            whole = compute.ledger.remaining  # progress begins here, and not with the features' charges
+            whole = compute.spare  # progress begins here, and not with the features' charges
             for updates in count():
-                factor = self._schedule(1 - compute.ledger.remaining / whole if whole else 1.0)
+                factor = self._schedule(1 - compute.spare / whole if whole else 1.0)
                 for group, rate in zip(optimiser.param_groups, peak):
                     group["lr"] = rate * factor
                 batch = draw(generator(self._seed, "pseudo-features", step, updates))

@@ -92,7 +92,7 @@ class FrozenLearner:
         """
         self._take_in(step, revealed)
         self.classifier.begin(self._dim, revealed.classes, compute.device)
-        kept, before = self.classifier.kept(compute.ledger.remaining), self._learnt
+        kept, before = self.classifier.kept(compute.spare), self._learnt
         while n := self._affordable(compute, kept):
             batch = revealed.batch(self._waiting[:n])
             features = self.features(batch.x, "train", compute)
@@ -117,7 +117,7 @@ class FrozenLearner:
 
     def _affordable(self, compute: Compute, kept: int) -> int:
         """Return how many of those waiting, a batch at most, can be looked at and learnt, and the step be finished."""
-        left, each = compute.ledger.remaining - kept, self.features.price(compute)
+        left, each = compute.spare - kept, self.features.price(compute)
         low, high = 0, min(self._batch, len(self._waiting))
         while low < high:  # prices rise with the size, so the border can be found by halving
             middle = (low + high + 1) // 2
@@ -133,7 +133,7 @@ class FrozenLearner:
         if compute.budget.rest != "carry" or price > compute.most:
             raise UserError(
                 f"step {step.number}: learning one image and finishing the step costs {price:,} FLOPs and "
-                f"{compute.ledger.remaining:,} are left: raise budget.updates (or budget.flops), or make the method "
+                f"{compute.spare:,} are left: raise budget.updates (or budget.flops), or make the method "
                 "cheaper (a smaller width, say)"
             )
 

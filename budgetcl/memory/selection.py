@@ -50,7 +50,7 @@ class Selection(ABC):
     def begin(self, place: Place) -> None:
         """Take up the step."""
         self._place, self._selections = place, 0
-        self._allowance = int(self.spend * place.compute.ledger.remaining) // self.refresh
+        self._allowance = int(self.spend * place.compute.spare) // self.refresh
 
     def draw(self, n: int, update: int) -> IntArray:
         """Return n distinct rows, uniformly among those chosen; choose first, where that is due.
