@@ -153,6 +153,46 @@ TRAINED |= {
         "seed": ("glyphs", "fetril", (), "classifier.seed=5"),
     },
 }
+TRAINED |= {
+    "objective/bce_distillation": {"weight": ("glyphs", "kd_bce", (), "objective.weight=0.5")},
+    "objective/kl_distillation": {
+        "weight": ("glyphs", "kd_kl", (), "objective.weight=0.5"),
+        "temperature": ("glyphs", "kd_kl", (), "objective.temperature=4"),
+    },
+    "objective/cosine_distillation": {
+        "weight": ("glyphs", "kd_cosine", (), "objective.weight=0.9"),
+        "of": ("glyphs", "kd_cosine", (), "objective.of=logits"),
+    },
+    "objective/feature_distillation": {"weight": ("glyphs", "kd_feature", (), "objective.weight=0.2")},
+    "objective/der": {"alpha": ("glyphs", "der", (), "objective.alpha=1.0")},
+    "objective/derpp": {
+        "alpha": ("glyphs", "derpp", (), "objective.alpha=1.0"),
+        "beta": ("glyphs", "derpp", (), "objective.beta=1.0"),
+    },
+    "objective/ace": {},
+    "objective/uer": {"temperature": ("glyphs", "uer", (), "objective.temperature=0.5")},
+    "objective/pcr": {"temperature": ("glyphs", "pcr", (), "objective.temperature=0.5")},
+    "objective/prd": {
+        "weight": ("glyphs", "prd", (), "objective.weight=1.0"),
+        "pull": ("glyphs", "prd", (), "objective.pull=1.0"),
+        "contrast": ("glyphs", "prd", (), "objective.contrast=0.5"),
+        "temperature": ("glyphs", "prd", (), "objective.temperature=2.0"),
+    },
+    "schedule/cosine": {},
+    "schedule/infinite": {
+        "warm": ("glyphs", "infinite_schedule", (), "schedule.warm=0.3"),
+        "cool": ("glyphs", "infinite_schedule", (), "schedule.cool=0.2"),
+        "level": ("glyphs", "infinite_schedule", (), "schedule.level=0.8"),
+        "anneal": ("glyphs", "infinite_schedule", (), "schedule.anneal=0.6"),
+        "floor": ("glyphs", "infinite_schedule", (), "schedule.floor=0.1"),
+        "steps": ("glyphs", "infinite_schedule", (), "schedule.steps=2"),
+    },
+    "optimiser/adamw": {
+        "lr": ("glyphs", "adamw", (), "optimiser.lr=0.002"),
+        "weight_decay": ("glyphs", "adamw", (), "optimiser.weight_decay=0.1"),
+    },
+}
+SAME_KEYS |= {"optimiser/sgd_plain": "optimiser/sgd"}
 # Of run.yaml: where and how a run is made, not what; threads change bits only where there is more than one.
 HOW = {"name", "output", "rerun", "threads", "device", "query", "defaults", "hydra"}
 STREAMS = {
