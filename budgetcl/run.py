@@ -21,6 +21,7 @@ from budgetcl.records.claim import claimed
 from budgetcl.records.record import Record, Results, finished, free_place, settle
 from budgetcl.records.tracker import Guarded
 from budgetcl.streams.batch import Source
+from budgetcl.streams.prefetch import begin
 
 
 def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[Results, bool]:
@@ -132,6 +133,8 @@ class _Narrator:
         self._quiet, self._live = quiet, sys.stdout.isatty() and not quiet
 
     def __call__(self, progress: Progress) -> None:
+        for reason in progress.damaged:
+            print(f"budgetcl: step {progress.step}: {reason}; the run goes on without it", file=sys.stderr)
         done = progress.step + 1
         tenth = max(1, progress.steps // 10)
         if self._quiet or (not self._live and done % tenth and done < progress.steps):
@@ -163,7 +166,7 @@ def _pictures(source: Source, path: Path, count: int = 12) -> None:
     from PIL import Image
 
     rows = np.linspace(0, source.stream.samples - 1, count).astype(np.int64)
-    images = source.pixels(rows).permute(0, 2, 3, 1).numpy()
+    images = begin(source.pixels, rows).result().x.permute(0, 2, 3, 1).numpy()
     strip = np.concatenate(list(np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)), axis=1)
     Image.fromarray(strip.repeat(3, -1) if strip.shape[-1] == 1 else strip).save(path)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from budgetcl.streams.prefetch import Pending, Shown, begin
 from budgetcl.streams.stream import IntArray, Stream
 
 
@@ -82,16 +83,38 @@ class Batch:
 
 
 class Query:
-    """Images to predict: neither their labels nor their indices. They are decoded when first looked at."""
+    """Images to predict: neither their labels nor their indices. They are decoded when first looked at, or begun."""
 
     def __init__(self, pixels: Pixels, indices: IntArray) -> None:
-        self._load: Any = lambda: pixels(indices)
+        self._begin = lambda: begin(pixels, indices)
+        self._pending: Pending[Shown] | None = None
         self._length = len(indices)
 
     def __len__(self) -> int:
         return self._length
 
-    @cached_property
+    def begin(self) -> None:
+        """Let the images be decoded in the background."""
+        if self._pending is None:
+            self._pending = self._begin()
+
+    @property
+    def looked_at(self) -> bool:
+        """Whether somebody asked for the images."""
+        return "_shown" in vars(self)
+
+    @property
     def x(self) -> Tensor:
-        """(n, channels, height, width), uint8."""
-        return self._load()
+        """(n, channels, height, width), uint8; zeros where an image cannot be read and the stream goes on without."""
+        return self._shown.x
+
+    @property
+    def damaged(self) -> Mapping[int, str]:
+        """Position -> why the image cannot be read; of images that nobody looked at nothing is known."""
+        return self._shown.damaged if self.looked_at else {}
+
+    @cached_property
+    def _shown(self) -> Shown:
+        self.begin()
+        assert self._pending is not None
+        return self._pending.result()

@@ -1,138 +1,187 @@
-"""Pictures from disk: PNG and JPEG files, decoded when they are first looked at."""
+"""Pictures of a table: index -> tensor, decoded by several threads, kept in memory where they fit."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from budgetcl.errors import UserError, one_of
+from budgetcl.errors import UserError, at_least, one_of
+from budgetcl.streams.decoding import MODES, Damaged, decoded
+from budgetcl.streams.paths import Paths
+from budgetcl.streams.prefetch import Pending, Shown, Workers
 from budgetcl.streams.stream import IntArray
+from budgetcl.streams.transforms import AUGMENTS, Numbers, drawn, shifted
 
-VERSION = 1  # of the way from a file to pixels
-MODES = {1: "L", 3: "RGB"}
+VERSION = 2  # of the way from a file to pixels
 
 
-def decoded(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
-    """Read a PNG or JPEG file: turned upright, transparency on white, the short side resized to ``size``, centre crop.
+class Pictures(Protocol):
+    """Encoded pictures, by row: files of a folder, or a packed folder (budgetcl.streams.packed)."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, row: int) -> str:
+        """Return what to call a picture when it is refused."""
+        ...
+
+    def source(self, row: int) -> str | BytesIO:
+        """Return what the decoder opens."""
+        ...
+
+    def digest(self) -> str:
+        """Return a hash of what the pictures are, in their order."""
+        ...
+
+
+class Files:
+    """Pictures that are files of a folder.
 
     Args:
-        path: the file.
-        size: side of the square picture, in pixels.
-        channels: 1 (grey) or 3 (RGB).
-
-    Returns:
-        (channels, size, size) uint8.
-
-    Raises:
-        UserError: the file is missing or no readable PNG or JPEG.
+        folder: what the paths are relative to.
+        paths: one for each row.
     """
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            image.draft(MODES[channels], (2 * size, 2 * size))  # lets a large JPEG be decoded at a lower resolution
-            picture = _opaque(ImageOps.exif_transpose(image)).convert(MODES[channels])
-            picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: paths are relative to the folder of the table") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no readable PNG or JPEG ({error})") from error
-    return np.asarray(picture).reshape(size, size, channels).transpose(2, 0, 1)
 
+    def __init__(self, folder: Path, paths: Sequence[str]) -> None:
+        self._folder, self._paths = folder, paths if isinstance(paths, Paths) else Paths.of(paths)
 
-def _opaque(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey: keep the upper eight
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, row: int) -> str:
+        """Return the path."""
+        return str(self._folder / self._paths[row])
+
+    source = name
+
+    def digest(self) -> str:
+        """Return the hash of the paths: of the names, not of what the files hold."""
+        return self._paths.digest()
 
 
 class ImagePixels:
     """The pictures of a table: decoded at first use, kept as uint8 where all of them fit, else decoded at each use.
 
     Args:
-        folder: what the paths are relative to.
-        paths: one for each row.
+        pictures: one for each row of the stream.
         size: side of the square pictures.
         channels: 1 or 3.
-        augment: "none"; "crop", shifted by up to an eighth of the side, the border repeated; or "crop_flip", mirrored
-            half of the time besides.
+        augment: "none"; "crop", shifted by up to an eighth of the side, the border repeated; "crop_flip", mirrored
+            half of the time besides; or "random_resized_crop", a random part of the picture as it was stored
+            (:func:`budgetcl.streams.transforms.random_box`), mirrored half of the time, decoded at each use.
         memory: bytes that the kept pictures may take.
+        resize: what the short side is resized to before the central square is cut; None: to ``size``.
+        workers: threads that decode; None: as many as there are processors, at most 16; 0: none beside the caller.
+        damaged: "stop" at a picture that cannot be shown; or "replace" it, which is for the caller to do: its row is
+            left empty and named (:class:`budgetcl.streams.prefetch.Shown`).
+
+    Attributes:
+        augments: whether pictures that are asked for with a generator are random views.
+
+    Raises:
+        UserError: a setting that there is not.
     """
 
     def __init__(
-        self, folder: Path, paths: Sequence[str], size: int, channels: int, augment: str = "none", memory: int = 1 << 30
+        self,
+        pictures: Pictures,
+        size: int,
+        channels: int,
+        augment: str = "none",
+        memory: int = 1 << 30,
+        resize: int | None = None,
+        workers: int | None = None,
+        damaged: str = "stop",
     ) -> None:
-        one_of(("none", "crop", "crop_flip"), augment=augment)
+        one_of(AUGMENTS, augment=augment)
+        one_of(("stop", "replace"), damaged=damaged)
         if channels not in MODES:
             raise UserError(f"channels={channels!r} given; 1 (grey) or 3 (RGB) is expected")
+        if resize is not None:
+            at_least(size, resize=resize)
+        if workers is not None:
+            at_least(0, workers=workers)
         self.shape = (channels, size, size)
-        self._folder, self._paths, self._augment = folder, tuple(paths), augment
-        text = "\0".join((f"images/{VERSION}/{size}/{channels}", *self._paths))
+        self.augments = augment != "none"
+        self._pictures, self._augment, self._damaged = pictures, augment, damaged
+        self._share = size / (resize or size)
+        text = f"images/{VERSION}/{size}/{resize or size}/{channels}/{pictures.digest()}"
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._keep = len(self._paths) * channels * size * size <= memory
-        self._kept: Tensor | None = None
-        self._known = np.zeros(len(self._paths), bool)
+        self._keep = len(pictures) * channels * size * size <= memory
+        self._kept = torch.empty(0)
+        self._known = np.zeros(len(pictures) if self._keep else 0, bool)
+        self._workers = Workers(workers)
 
     def __call__(self, indices: IntArray, augment: np.random.Generator | None = None) -> Tensor:
         """Return the pictures as uint8 (len(indices), channels, size, size).
 
         Raises:
-            UserError: a file is missing or unreadable.
+            Damaged: a picture is missing or unreadable.
         """
-        indices = np.array(indices, np.int64)
-        if self._keep:
-            if self._kept is None:
-                self._kept = torch.zeros((len(self._paths), *self.shape), dtype=torch.uint8)
-            for index in indices[~self._known[indices]]:
-                self._kept[index] = self._decoded(int(index))
-                self._known[index] = True
-            x = self._kept[torch.from_numpy(indices)]
-        else:
-            pictures = [self._decoded(int(index)) for index in indices]
-            x = torch.stack(pictures) if pictures else torch.zeros((0, *self.shape), dtype=torch.uint8)
-        if augment is None or self._augment == "none":
-            return x
-        return shifted(x, augment, flip=self._augment == "crop_flip")
+        shown = self.begin(indices, augment).result()
+        if shown.damaged:
+            raise Damaged(shown.damaged)
+        return shown.x
 
-    def check_files(self) -> None:
-        """Look whether all files are there, without decoding them.
+    def begin(self, indices: IntArray, augment: np.random.Generator | None = None) -> Pending[Shown]:
+        """Begin to decode pictures; ``result()`` returns them, as uint8 (len(indices), channels, size, size).
+
+        The random numbers are drawn here, before any thread has its turn.
 
         Raises:
-            UserError: files are missing; the message counts them and names the first.
+            Damaged: by ``result()``, where a picture is missing or unreadable and ``damaged`` is "stop".
         """
-        missing = [path for path in self._paths if not (self._folder / path).is_file()]
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {len(self._paths)} pictures are missing, the first is {self._folder / missing[0]}: "
-                "paths are relative to the folder of the table"
-            )
+        indices = np.array(indices, np.int64)
+        numbers = None if augment is None or self._augment == "none" else drawn(augment, len(indices))
+        if numbers is not None and self._augment == "random_resized_crop":
+            return self._decoded(indices, numbers).then(self._allowed)
+        pending = (self._remembered(indices) if self._keep else self._decoded(indices, None)).then(self._allowed)
+        if numbers is None:
+            return pending
+        flip = self._augment == "crop_flip"
+        return pending.then(lambda shown: Shown(shifted(shown.x, numbers, flip), shown.damaged))
 
-    def _decoded(self, index: int) -> Tensor:
-        return torch.from_numpy(decoded(self._folder / self._paths[index], self.shape[1], self.shape[0]).copy())
+    def _allowed(self, shown: Shown) -> Shown:
+        if shown.damaged and self._damaged == "stop":
+            raise Damaged(shown.damaged, "; stream.damaged=replace goes on without them")
+        return shown
 
+    def _remembered(self, indices: IntArray) -> Pending[Shown]:
+        if not len(self._kept):
+            self._kept = torch.zeros((len(self._known), *self.shape), dtype=torch.uint8)
+        new = np.unique(indices[~self._known[indices]])
 
-def shifted(x: Tensor, rng: np.random.Generator, flip: bool) -> Tensor:
-    """Shift each picture by up to an eighth of its side, repeating its border; mirror half of them where ``flip``.
+        def gathered(fresh: Shown) -> Shown:
+            self._known[np.delete(new, list(fresh.damaged))] = True
+            broken = {int(new[place]): reason for place, reason in fresh.damaged.items()}
+            damaged = {place: broken[row] for place, row in enumerate(indices.tolist()) if row in broken}
+            return Shown(self._kept[torch.from_numpy(indices)], damaged if broken else {})
 
-    Args:
-        x: (n, channels, size, size).
-        rng: where the shifts come from; three numbers a picture.
-        flip: whether to mirror.
-    """
-    n, _, _, size = x.shape
-    reach = size // 8
-    down, across = rng.integers(-reach, reach + 1, (2, n, 1))
-    mirrored = rng.random((n, 1)) < (0.5 if flip else 0)
-    place = np.arange(size)[None]
-    rows = (place + down).clip(0, size - 1)
-    columns = (np.where(mirrored, size - 1 - place, place) + across).clip(0, size - 1)
-    picked = x[np.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2).contiguous()
+        return self._decoded(new, None, into=(self._kept, new)).then(gathered)
+
+    def _decoded(
+        self, indices: IntArray, numbers: Numbers | None, into: tuple[Tensor, IntArray] | None = None
+    ) -> Pending[Shown]:
+        """Decode pictures into new rows, or into the given rows of a tensor."""
+        x, rows = (torch.zeros((len(indices), *self.shape), dtype=torch.uint8), None) if into is None else into
+        out: NDArray[np.uint8] = x.numpy()
+        damaged: dict[int, str] = {}
+        channels, size, _ = self.shape
+
+        def decode(place: int) -> None:
+            row = int(indices[place])
+            name, part = self._pictures.name(row), None if numbers is None else numbers[place]
+            try:
+                picture = decoded(self._pictures.source(row), name, size, channels, self._share, part)
+                out[place if rows is None else rows[place]] = picture
+            except Damaged as damage:
+                damaged[place] = damage.reasons[0]
+
+        return self._workers.each(len(indices), decode).then(lambda _: Shown(x, dict(sorted(damaged.items()))))
