@@ -241,7 +241,7 @@ def _bytes(part: pa.Array, root: str) -> tuple[NDArray[np.uint8], NDArray[np.int
     for prefix in (os.fsencode(root).rstrip(b"/") + b"/", b"./"):
         starts = pc.starts_with(part, prefix)
         if pc.any(starts).as_py():
-            part = pc.if_else(starts, pc.binary_slice(part, len(prefix)), part)
+            part = pc.replace_with_mask(part, starts, pc.binary_slice(part.filter(starts), len(prefix)))
     data, start = _buffers(part)
     if not (np.diff(start) > 0).all():
         raise _Odd(np.argmin(np.diff(start) > 0), "the path is empty")
@@ -424,7 +424,7 @@ def _folder(path: str) -> Rows:
     others: list[str] = []
     loose = _inside(root, "", deep=False)[0] + [file for name in top if split for file in _inside(root, name, False)[0]]
     if loose:
-        raise UserError(f"{len(loose)} pictures of {path} lie in no folder of a class, the first is {loose[0]}")
+        raise UserError(f"{path}: {len(loose)} pictures lie in no folder of a class, the first is {loose[0]}")
     for part in top if split else [""]:
         inner = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir())
         for label in inner if split else top:
@@ -445,7 +445,7 @@ def _folder(path: str) -> Rows:
             "each class, or a table"
         )
     if others:
-        notes.append(f"{len(others)} files are no pictures by their names and were left out, the first is {others[0]}")
+        notes.append(f"left out as no pictures by their names: {len(others)} files, the first is {others[0]}")
     names = _ordered(set(labels))
     return Rows(
         name=root.resolve().name,
