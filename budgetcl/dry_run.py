@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.optim import Optimizer
 
 from budgetcl.assemble import make_parts
 from budgetcl.budget.compute import Compute
@@ -25,6 +29,7 @@ from budgetcl.objectives.cross_entropy import CrossEntropy
 from budgetcl.streams.batch import Batch, Source
 from budgetcl.streams.stream import IntArray
 
+_KEPT = "__dynamo_disable"
 _SECONDS = 0.6  # of simulation for all methods; longer streams are simulated in part, and the rest extrapolated
 # A record's size: the most found on the embedded streams, in bytes per prediction, per sample, and of the rest.
 _BYTES_PER_ROW, _BYTES_PER_SAMPLE, _BYTES_PER_RECORD = 9, 14, 260_000
@@ -56,6 +61,29 @@ class _Tally:
         self.steps, self.ledger, self.prices = steps, ledger, prices
 
     interrupt = finish
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Spare a dry run the import of torch's compiler, which takes longer than all the rest of it.
+
+    Many functions of torch (its optimisers, the shape functions of its operators, modes like our counter) import the
+    compiler at their first call, only to keep out of its way: see torch/_compile.py. They keep the function that it
+    leaves alone in an attribute; here, where nothing is compiled, this is the function itself. Should a later torch do
+    that in another way, the import comes back, and nothing else changes.
+    """
+    code = Optimizer.add_param_group.__code__  # of the wrapper, one for all of them
+    cell = code.co_freevars.index("fn")
+    wrappers = [f for f in gc.get_objects() if type(f) is FunctionType and f.__code__ is code]
+    wrapped = [(wrapper.__closure__ or ())[cell].cell_contents for wrapper in wrappers]
+    free = [function for function in wrapped if not hasattr(function, _KEPT)]
+    for function in free:
+        setattr(function, _KEPT, function)
+    try:
+        yield
+    finally:
+        for function in free:
+            delattr(function, _KEPT)
 
 
 class _Enough(Exception):
@@ -96,7 +124,8 @@ def price(overrides: Sequence[str]) -> None:
 
     configurations = list(_configurations(overrides))
     prices, seconds = Prices(), _SECONDS / len(configurations)
-    estimates = [estimate(cfg, cfg.method.name, seconds, prices) for cfg in configurations]
+    with _nothing_compiled():
+        estimates = [estimate(cfg, cfg.method.name, seconds, prices) for cfg in configurations]
     table = Table(title="What it would cost (nothing is trained)", title_justify="left")
     table.add_column("method")
     for name in (

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from budgetcl.budget import formulas
+from budgetcl.budget.hollow import Hollow, Hollowed
 from budgetcl.errors import UserError
 
 Event = tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]]
@@ -190,12 +190,12 @@ class CountFlops(TorchDispatchMode):
 
         def fake(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return torch.empty(value.shape, dtype=value.dtype)
+                return Hollow.of(value.detach())
             return torch.device("cpu") if isinstance(value, torch.device) else value
 
         inner = CountFlops(strict=True)
         try:
-            with FakeTensorMode(), torch.no_grad():
+            with Hollowed(), torch.no_grad():
                 fakes = tree_map(fake, (args, kwargs))
                 with inner:
                     decomposition_table[func](*fakes[0], **fakes[1])

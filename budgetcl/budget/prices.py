@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from budgetcl.budget import formulas
 from budgetcl.budget.counter import CountFlops, Event, Item, Trace, Unpriced, event_flops, itemise, register_formula
 from budgetcl.budget.derive import Bill, Family, bill_of
+from budgetcl.budget.hollow import Hollow, Hollowed
 from budgetcl.errors import UserError
 from budgetcl.models.network import Network, structure_of
 from budgetcl.objectives.objective import Objective
@@ -302,7 +302,7 @@ def _trace(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> tuple[
     """Return the priced operators of a piece of work, and whether they were read from a real call."""
     with _apart(model):
         try:
-            return _on_fakes(work, model, objective, inputs), False
+            return _on_shapes(work, model, objective, inputs), False
         except Unpriced:
             raise
         except Exception:
@@ -310,22 +310,12 @@ def _trace(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> tuple[
             return _for_real(work, model, objective, inputs), True
 
 
-def _on_fakes(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> list[Event]:
-    fake = FakeTensorMode(allow_non_fake_inputs=True)  # an objective may hold tensors of its own
-
-    def copied(tensor: Tensor) -> Tensor:
-        # By shape and type alone: on the CPU and contiguous, whatever the live tensor is.
-        with fake:
-            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-        if isinstance(tensor, nn.Parameter):
-            return nn.Parameter(empty, tensor.requires_grad)
-        return empty.requires_grad_(tensor.requires_grad)
-
-    memo = {id(t): copied(t) for t in _tensors(model)}
-    model, objective = _copied(model, objective, memo)
-    inputs = _mapped(inputs, copied)
-    with fake, Trace() as trace:
-        work(model, objective, inputs)
+def _on_shapes(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> list[Event]:
+    with Hollowed():
+        model, objective = _copied(model, objective, {id(t): Hollow.of(t) for t in _tensors(model)})
+        inputs = _mapped(inputs, Hollow.of)
+        with Trace() as trace:
+            work(model, objective, inputs)
     return trace.events
 
 
