@@ -117,7 +117,6 @@ class Prepared:
             self._append(split, batch)
 
     def _append(self, split: str, batch: pyarrow.RecordBatch) -> None:
-        import pandas as pd
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -131,8 +130,7 @@ class Prepared:
         if there is not None:
             columns = {name: column.filter(pa.array(there)) for name, column in columns.items()}
         n = len(columns["path"])
-        texts = columns["path"].to_numpy(zero_copy_only=False)
-        self._hashes.append(pd.util.hash_array(texts, categorize=False))
+        self._hashes.append(_hashed(columns["path"]))
         counts = self.counts.setdefault(split, Counter())
         for pair in pc.value_counts(columns["label"]):
             counts[pair["values"].as_py()] += pair["counts"].as_py()
@@ -141,7 +139,7 @@ class Prepared:
             order[:] = np.arange(self._streamed, self._streamed + n)
             self._streamed += n
             self.train_sum = (self.train_sum + int(self._hashes[-1].sum())) % (1 << 64)
-            self._order.update(b"".join(f"{path}\n".encode() for path in texts))
+            self._order.update("".join(f"{path}\n" for path in columns["path"].to_pylist()).encode())
         columns["split"], columns["order"] = pa.repeat(pa.scalar(split), n), pa.array(order)
         self._write(columns)
 
@@ -228,19 +226,19 @@ class Prepared:
         return said
 
     def _refuse_repeats(self) -> None:
-        """Find equal hashes, and then, for these rows alone, equal paths."""
+        """Find equal hashes, and then, reading the table again, equal paths among them."""
         hashes = np.concatenate(self._hashes)
-        ordered = np.sort(hashes)
-        again = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        del ordered
+        self._hashes.clear()
+        hashes.sort()
+        again = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+        del hashes
         if not len(again):
             return
-        suspects, before, where = np.flatnonzero(np.isin(hashes, again)), 0, dict[str, list[str]]()
+        where = dict[str, list[str]]()
         for batch in self._parquet.ParquetFile(self._partial).iter_batches(columns=["path", "split"]):
-            rows = suspects[np.searchsorted(suspects, before) : np.searchsorted(suspects, before + len(batch))] - before
-            for pair in batch.take(rows).to_pylist():
+            suspects = np.flatnonzero(np.isin(_hashed(batch["path"]), again))
+            for pair in batch.take(suspects).to_pylist():
                 where.setdefault(pair["path"], []).append(pair["split"])
-            before += len(batch)
         repeated = {path: splits for path, splits in where.items() if len(splits) > 1}
         if not repeated:
             return
@@ -292,6 +290,12 @@ def script(
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+
+
+def _hashed(paths: pyarrow.Array) -> np.ndarray:
+    import pandas as pd
+
+    return pd.util.hash_array(paths.to_numpy(zero_copy_only=False), categorize=False)
 
 
 def _several(names: Sequence[str], count: int) -> str:
