@@ -17,7 +17,7 @@ CASES = [
     # names, with the nearest right one
     ("method=nave", "method=nave given; did you mean 'naive'?"),
     ("stream=glyph", "stream=glyph given; did you mean 'glyphs'?"),
-    ("sampler=qqq", "sampler=qqq given; known: class_balanced, half_recent"),
+    ("sampler=qqq", "sampler=qqq given; known: class_balanced, "),
     ("optimiser.lrr=1", "no such key: optimiser.lrr; did you mean 'optimiser.lr'?"),
     ("budjet.updates=1", "no such key: budjet.updates; did you mean 'budget.updates'?"),
     ("stream=uploads stream.burts=5", "no such key: stream.burts; did you mean 'stream.burst'?"),
@@ -81,6 +81,8 @@ CASES = [
     ("backbone.pretrained=/nowhere/weights", "/nowhere/weights"),
     ("stream=uploads stream.shifts=[5,3]", "shifts=[5, 3] given; ascending"),
     ("stream=uploads stream.shift=17", "shift=17 given"),
+    ("stream=uploads stream.shifts=5", "shifts=5 given; a list is expected, such as shifts=[0,16]"),
+    ("rerun=perhaps", "rerun='perhaps' given; true or false is expected"),
     # the command line itself
     ("output=null", "output=None given; the name of a folder"),
     ("name=null", "name=None given; the name of a folder"),
@@ -129,6 +131,9 @@ def test_bad_input_to_run_is_refused_in_one_line(tmp_path, capfd, arguments, exp
         (["run", "-m", "method=naive,nave"], "did you mean 'naive'"),
         (["run", "-m", "optimiser.lrr=1,2"], "did you mean 'optimiser.lr'"),
         (["run", "-m", "--cfg", "jobb"], "jobb"),
+        (["run", "-m", "--cfg", "job"], "-m and --cfg given"),
+        (["run", "-m", "hydra/launcher=nojob"], "pip install 'budgetcl[sweep]'"),
+        (["run", "-m", "hydra/launcher=joblib_3"], "did you mean 'joblib_2'"),
     ],
 )
 def test_bad_input_to_the_commands_is_refused_in_one_line(tmp_path, monkeypatch, capfd, arguments, expected):

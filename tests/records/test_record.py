@@ -111,7 +111,7 @@ def test_running_again_replaces_the_record_with_an_equal_one(folder, tmp_path, s
     before = only(tmp_path / "again")
     (before.folder / "left-over").write_text("x")
     predictions, ledger = before.predictions, before.ledger
-    assert budgetcl(tmp_path / "again", "method=kd_mse", "seed=1") == 0
+    assert budgetcl(tmp_path / "again", "method=kd_mse", "seed=1", "rerun=true") == 0
     after = only(tmp_path / "again")
     assert after.folder == before.folder
     assert not (after.folder / "left-over").exists()

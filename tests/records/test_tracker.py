@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from budgetcl.cli import main
+from budgetcl.errors import UserError
+from budgetcl.learners.gradient import GradientLearner
 from budgetcl.records.record import find
 from budgetcl.records.tracker import Guarded, Tracker
 
@@ -174,3 +176,51 @@ def test_ctrl_c_in_a_tracker_still_stops_the_run():
 
     with pytest.raises(KeyboardInterrupt):
         Guarded(Stopping()).step(0, {})
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UserError("not today"), 2, "not today"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (ZeroDivisionError("z"), None, "z"),
+    ],
+)
+def test_a_run_that_fails_is_ended_with_its_reason_and_what_it_spent(tmp_path, monkeypatch, error, status, said):
+    ended, fit = [], GradientLearner.fit
+
+    class Listening(Tracker):
+        def end(self, summary, ledger):
+            ended.append((dict(summary), {name: column.tolist() for name, column in ledger.items()}))
+
+    def fails(self, step, *given):
+        if step.number == 2:
+            raise error
+        return fit(self, step, *given)
+
+    monkeypatch.setattr("budgetcl.records.tracker.Tracker", Listening)
+    monkeypatch.setattr(GradientLearner, "fit", fails)
+    if status is None:
+        with pytest.raises(ZeroDivisionError):
+            main(["run", *SETTINGS, f"output={tmp_path}"])
+    else:
+        assert main(["run", *SETTINGS, f"output={tmp_path}"]) == status
+    ((summary, ledger),) = ended
+    assert said in summary["failed"]
+    run = only(tmp_path)
+    assert not run.finished
+    assert ledger == {name: column.tolist() for name, column in run.ledger.items()}
+    assert sum(ledger["flops"]) > 0
+
+
+def test_wandb_ends_a_failed_run_as_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(GradientLearner, "fit", lambda *given: (_ for _ in ()).throw(UserError("not today")))
+    assert main(["run", *SETTINGS, f"output={tmp_path}", "tracker=wandb_offline"]) == 2
+    (store,) = (tmp_path / "sweep" / "wandb").glob("offline-run-*/*.wandb")
+    records = list(entries(store))
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
+    summary = {}
+    for record in records:
+        if record.HasField("summary"):
+            summary |= items(record.summary.update)
+    assert summary["failed"] == "not today"
