@@ -1,0 +1,163 @@
+"""How fast pictures become batches, against the decoder alone.
+
+    python scripts/bench_images.py [--pictures 256] [--workers 1,2] [--out docs/benchmarks-images.md]
+
+Makes JPEGs of ImageNet's usual size (500 x 375) in a temporary folder, packs them (short side 256), and decodes them
+twice with the same number of threads: through ``ImagePixels`` with batches begun ahead, as a run does; and in a bare
+loop, in which each thread decodes its share and throws the result away. Both call the same decoder with the same random
+numbers. For files the bare loop reads them too; for packed pictures its bytes are in memory already. Both alternate in
+one process; the table has the medians of the ratios of neighbouring rounds, so that other work on the machine hardly
+counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from budgetcl.data.pack import pack
+from budgetcl.streams.decoding import decoded
+from budgetcl.streams.images import Files, ImagePixels, Pictures
+from budgetcl.streams.packed import Packed
+from budgetcl.streams.prefetch import ahead
+from budgetcl.streams.rows import read
+from budgetcl.streams.transforms import drawn
+
+SIZE, RESIZE, BATCH, DEPTH, ROUNDS = 224, 256, 64, 2, 9
+
+
+@dataclass(frozen=True)
+class Result:
+    """One comparison: pictures per second of ours and of the bare loop, and their ratios (ours / bare)."""
+
+    name: str
+    workers: int
+    ours: float
+    bare: float
+    speed: float
+    cpu: float
+
+
+def write_photographs(folder: Path, count: int) -> None:
+    """Write JPEGs with edges, gradients and grain, some 50 kB each, and their table."""
+    rng, rows = np.random.default_rng(0), ["path,label"]
+    for i in range(count):
+        coarse = rng.normal(size=(48, 64, 3)).cumsum(0).cumsum(1)
+        coarse = 255 * (coarse - coarse.min()) / np.ptp(coarse)
+        image = Image.fromarray(coarse.astype(np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+        grain = rng.integers(-12, 13, (375, 500, 3))
+        Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg", quality=90)
+        rows.append(f"{i}.jpg,{i % 2}")
+    (folder / "photos.csv").write_text("\n".join(rows))
+
+
+def through_pixels(pixels: ImagePixels, count: int, train: bool) -> Callable[[], None]:
+    """Return a pass over the pictures as a run makes it: batches begun ahead."""
+
+    def run() -> None:
+        batches = (np.arange(i, min(count, i + BATCH)) for i in range(0, count, BATCH))
+        augment = np.random.default_rng(0) if train else None
+        with closing(ahead(batches, lambda rows: pixels.begin(rows, augment), DEPTH)) as results:
+            for shown in results:
+                assert not shown.damaged
+
+    return run
+
+
+def bare(pictures: Pictures, count: int, workers: int, train: bool, in_memory: bool) -> Callable[[], None]:
+    """Return a pass over the pictures with nothing but the decoder."""
+    sources = [pictures.source(row) for row in range(count)]
+    data = [source.read() for source in sources if not isinstance(source, str)] if in_memory else []
+    numbers = drawn(np.random.default_rng(0), count) if train else None
+    executor = ThreadPoolExecutor(workers)
+
+    def share(first: int) -> None:
+        for row in range(first, count, workers):
+            source = io.BytesIO(data[row]) if in_memory else sources[row]
+            decoded(source, "", SIZE, 3, SIZE / RESIZE, None if numbers is None else numbers[row])
+
+    def run() -> None:
+        for future in [executor.submit(share, first) for first in range(workers)]:
+            future.result()
+
+    return run
+
+
+def measured(function: Callable[[], None]) -> tuple[float, float]:
+    """Return the seconds and the CPU seconds of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def compare(name: str, pictures: Pictures, count: int, workers: int, train: bool, in_memory: bool) -> Result:
+    """Measure both ways in turn."""
+    augment = "random_resized_crop" if train else "none"
+    pixels = ImagePixels(pictures, SIZE, 3, augment, memory=0, resize=RESIZE, workers=workers)
+    ways = through_pixels(pixels, count, train), bare(pictures, count, workers, train, in_memory)
+    for way in ways:
+        way()
+    rounds = [[measured(way) for way in (ways if i % 2 else ways[::-1])][:: 1 if i % 2 else -1] for i in range(ROUNDS)]
+    return Result(
+        name,
+        workers,
+        statistics.median(count / ours[0] for ours, _ in rounds),
+        statistics.median(count / alone[0] for _, alone in rounds),
+        statistics.median(alone[0] / ours[0] for ours, alone in rounds),
+        statistics.median(alone[1] / ours[1] for ours, alone in rounds),
+    )
+
+
+def main() -> None:
+    """Measure, print, and write the page where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--workers", default="1,2")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    results, load = [], os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_photographs(folder, options.pictures)
+        rows = read(str(folder / "photos.csv"))
+        pack(rows, folder / "packed")
+        files, packed = Files(folder, rows.paths), Packed(folder / "packed", rows.paths)
+        for workers in map(int, options.workers.split(",")):
+            for train, what in ((True, "training"), (False, "evaluation")):
+                results.append(compare(f"JPEG files, {what}", files, options.pictures, workers, train, False))
+                results.append(compare(f"packed, {what}", packed, options.pictures, workers, train, True))
+    lines = [
+        "# Benchmarks of the pixels",
+        "",
+        f"Made by `scripts/bench_images.py`: {options.pictures} JPEGs of 500 x 375 to {SIZE} x {SIZE}, batches of "
+        f"{BATCH}, {DEPTH} begun ahead; {os.cpu_count()} cores ({platform.machine()}, shared with other work: load "
+        f"average {load:.1f} at the start), Python {platform.python_version()}, Pillow {PIL.__version__}. *Training* is "
+        f"random_resized_crop, *evaluation* the centre of the short side resized to {RESIZE}. Speed and CPU are those "
+        "of the bare decoder divided by ours: 1 is as fast, more is faster than the loop.",
+        "",
+        "| what | threads | pictures/s | bare decoder | speed | CPU |",
+        "|---|---|---|---|---|---|",
+        *(f"| {r.name} | {r.workers} | {r.ours:.0f} | {r.bare:.0f} | {r.speed:.2f} | {r.cpu:.2f} |" for r in results),
+    ]
+    print("\n".join(lines))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
