@@ -44,7 +44,7 @@ class FeTrIL:
     def __init__(
         self,
         optimiser: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[[float], float],
+        schedule: Callable[[float, int], float],
         batch: int,
         features_share: float = 0.5,
         seed: int = 0,
@@ -97,7 +97,7 @@ class FeTrIL:
             draw = self._pseudo_features(compute)
             whole = compute.spare  # progress begins here, and not with the features' charges
             for updates in count():
-                factor = self._schedule(1 - compute.spare / whole if whole else 1.0)
+                factor = self._schedule(1 - compute.spare / whole if whole else 1.0, step)
                 for group, rate in zip(optimiser.param_groups, peak):
                     group["lr"] = rate * factor
                 batch = draw(generator(self._seed, "pseudo-features", step, updates))

@@ -15,7 +15,7 @@ from budgetcl.errors import UserError, at_least, between
 class Linear:
     """From the peak to 0 within each step, restarted at the next (BudgetCL, CVPR 2023)."""
 
-    def __call__(self, progress: float, step: int = 0) -> float:
+    def __call__(self, progress: float, step: int) -> float:
         """Return 1 - progress."""
         return 1 - progress
 
@@ -23,7 +23,7 @@ class Linear:
 class Cosine:
     """Half a cosine from the peak to 0 within each step, restarted at the next (SGDR, ICLR 2017, eq. 5)."""
 
-    def __call__(self, progress: float, step: int = 0) -> float:
+    def __call__(self, progress: float, step: int) -> float:
         """Return (1 + cos(pi x progress)) / 2."""
         return (1 + math.cos(math.pi * progress)) / 2
 
@@ -31,7 +31,7 @@ class Cosine:
 class Constant:
     """The peak rate throughout (EvalOCL, ICCV 2023)."""
 
-    def __call__(self, progress: float, step: int = 0) -> float:
+    def __call__(self, progress: float, step: int) -> float:
         """Return 1."""
         return 1.0
 
@@ -79,7 +79,7 @@ class Infinite:
         self.warm, self.cool, self.level = warm, cool, level
         self.anneal, self.floor, self.steps = anneal, floor, steps
 
-    def __call__(self, progress: float, step: int = 0) -> float:
+    def __call__(self, progress: float, step: int) -> float:
         """Return the factor of its phase."""
         begin = 1 - self.anneal
         if progress <= begin:
