@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,6 +196,7 @@ TRAINED |= {
 SAME_KEYS |= {"optimiser/sgd_plain": "optimiser/sgd"}
 # Of run.yaml: where and how a run is made, not what; threads change bits only where there is more than one.
 HOW = {"name", "output", "rerun", "threads", "device", "query", "defaults", "hydra"}
+NEUTRAL = {"path", "memory", "workers", "damaged", "root", "cache"}  # of a table: where pictures lie, how they are read
 STREAMS = {
     "glyphs": {
         "pretrain_classes": 11, "stream_classes": 8, "steps": 2, "order": "data", "train": 7, "pretrain_train": 9,
@@ -208,6 +210,7 @@ STREAMS = {
     "table": {
         "size": 16, "channels": 1, "order": "data", "steps": 4, "chunk": 8, "shifts": [0, 16], "shift": 8, "test": 0.3,
         "validation": 0.2, "prefix": 0.4, "occasions": 2, "evaluate": "validation", "augment": "crop", "seed": 9,
+        "resize": 40, "class_order": "classes.txt", "cut": "spans",
     },
 }  # fmt: skip
 
@@ -227,7 +230,7 @@ def test_every_key_of_every_component_has_its_test():
     assert keys_of(conf_folder() / "run.yaml") - HOW == set(TRAINED["run"])
     for name, keys in STREAMS.items():
         node = yaml.safe_load((conf_folder() / "stream" / f"{name}.yaml").read_text(encoding="utf-8"))["stream"]
-        assert set(node) - {"_target_"} == set(keys) | ({"path", "memory"} if name == "table" else set()), name
+        assert set(node) - {"_target_"} == set(keys) | (NEUTRAL if name == "table" else set()), name
 
 
 def outcome(run):
@@ -279,6 +282,7 @@ def table(tmp_path_factory):
         Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{i}.png")
         rows.append(f"{i}.png,{'abcde'[int(random.integers(5))]},2020-01-01T00:{i // 60:02d}:{i % 60:02d}")
     (folder / "photos.csv").write_text("\n".join(rows))
+    (folder / "classes.txt").write_text("a\nc\ne\nb\nd\n")
     return folder / "photos.csv"
 
 
@@ -315,11 +319,15 @@ def node(table):
 def test_a_changed_key_of_a_stream_changes_the_stream(name, key, node):
     before = {
         ("table", "steps"): {"chunk": None},  # one or the other
+        ("table", "cut"): {"chunk": None},
+        ("table", "class_order"): {"order": "class", "chunk": None, "shifts": None, "shift": None},
         ("table", "evaluate"): {"validation": 0.1},
         ("table", "seed"): {"order": "data", "chunk": None, "steps": 3, "shifts": [], "shift": None},
     }.get((name, key), {})
     base = OmegaConf.merge(node(name), before)
-    assert drawn(build(base)) != drawn(build(OmegaConf.merge(base, {key: STREAMS[name][key]})))
+    value = STREAMS[name][key]
+    value = str(Path(base.path).with_name(value)) if key == "class_order" else value
+    assert drawn(build(base)) != drawn(build(OmegaConf.merge(base, {key: value})))
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -328,8 +336,14 @@ def test_the_same_stream_is_drawn_again(name, node):
     assert drawn(build(node(name))) == drawn(build(node(name)))
 
 
-def test_the_memory_for_decoded_pictures_changes_nothing(node):
-    assert drawn(build(node("table"))) == drawn(build(OmegaConf.merge(node("table"), {"memory": 1000})))
+@pytest.mark.parametrize(
+    "change",
+    [{"memory": 1000}, {"workers": 0}, {"workers": 3}, {"damaged": "replace"}, {"root": "."}, {"cache": "cache"}],
+    ids=str,
+)
+def test_how_sound_pictures_are_decoded_and_kept_changes_nothing(node, change, table):
+    change = {key: str(table.parent / value) if key in ("root", "cache") else value for key, value in change.items()}
+    assert drawn(build(node("table"))) == drawn(build(OmegaConf.merge(node("table"), change)))
 
 
 def test_the_warm_up_of_the_metrics_changes_what_is_averaged(go):

@@ -27,13 +27,18 @@ def parts(column: NDArray[Any], size: int = 1 << 20) -> Iterator[tuple[int, NDAr
 
     The pages of a mapped column are given back after each part, so that a pass over it takes the memory of one.
     """
+    for low in range(0, len(column), size):
+        yield low, column[low : low + size]
+        release(column)
+
+
+def release(column: NDArray[Any]) -> None:
+    """Give the pages of a mapped column back to the system; they are read again when they are looked at."""
     holder: Any = column
     while isinstance(holder, np.ndarray):
         holder = holder.base
-    for low in range(0, len(column), size):
-        yield low, column[low : low + size]
-        if isinstance(holder, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            holder.madvise(mmap.MADV_DONTNEED)
+    if isinstance(holder, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        holder.madvise(mmap.MADV_DONTNEED)
 
 
 class Columns:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from budgetcl.errors import UserError
 from budgetcl.randomness import generator
-from budgetcl.streams.cache import parts
+from budgetcl.streams.cache import parts, release
 from budgetcl.streams.cuts import by_chunk, by_number, by_span
 from budgetcl.streams.rows import Rows
 from budgetcl.streams.stream import PREFIX, PRETRAIN, SETS, STREAM, TEST, VALIDATION, IntArray
@@ -53,11 +53,16 @@ def sorted_by(values: NDArray[Any], rows: Places) -> Places:
     keys <<= np.uint64(32)
     keys |= np.arange(len(rows), dtype=np.uint32)
     keys.sort()
-    return rows[keys.astype(np.uint32)]
+    ordered = np.empty_like(rows)
+    for at, key in parts(keys):
+        ordered[at : at + len(key)] = rows[key & np.uint64(0xFFFFFFFF)]
+    return ordered
 
 
 def _gathered(values: NDArray[Any], rows: Places) -> Iterator[NDArray[Any]]:
-    return (values[part] for _, part in parts(rows))
+    for _, part in parts(rows):
+        yield values[part]
+        release(values)
 
 
 def divided(rows: Rows, shares: dict[str, float], by_time: NDArray[Any] | None) -> NDArray[np.int8]:
@@ -87,32 +92,50 @@ def divided(rows: Rows, shares: dict[str, float], by_time: NDArray[Any] | None) 
     wanted = {name: shares[name] for name in (TEST, VALIDATION) if shares[name] and name not in named}
     if not wanted:
         return sets
-    # Class by class, in a random order within each: every so-manieth row, so that each class gives its share.
-    left = rows_where(sets == _CODE[STREAM])
-    generator(0, "split").shuffle(left)
-    left = sorted_by(rows.label, left)
-    taken = 0.0
-    for name, share in wanted.items():
-        drawn = _every(len(left), share / (1 - taken))
-        first = np.flatnonzero(np.diff(rows.label[left], prepend=-1))
-        if len(first):
-            drawn[first[np.logical_and.reduceat(drawn, first)]] = False  # a class that would be gone keeps one
-        sets[left[drawn]] = _CODE[name]
-        left, taken = left[~drawn], taken + share
+    _draw(rows.label, sets, wanted)
     return sets
+
+
+def _draw(label: NDArray[np.int32], sets: NDArray[np.int8], shares: dict[str, float]) -> None:
+    """Give each class's share of the streamed rows to other sets, at random.
+
+    A row's lot is a random number; the rows of the smallest lots of a class are drawn. Lots are made twice instead of
+    kept: once to find each class's bounds, once to draw.
+    """
+
+    def lots() -> Iterator[tuple[int, NDArray[np.uint64], NDArray[np.bool_]]]:
+        random = generator(0, "split")
+        for low, part in parts(label):
+            lot = part.astype(np.uint64) << np.uint64(32) | random.integers(1 << 32, size=len(part), dtype=np.uint32)
+            yield low, lot, sets[low : low + len(part)] == _CODE[STREAM]
+
+    ascending = np.empty(int(np.count_nonzero(sets == _CODE[STREAM])), np.uint64)
+    at = 0
+    for _, lot, streamed in lots():
+        some = lot[streamed]
+        ascending[at : at + len(some)] = some
+        at += len(some)
+    ascending.sort()
+    classes = int(label.max()) + 1
+    edges = np.searchsorted(ascending, np.arange(classes + 1, dtype=np.uint64) << np.uint64(32))
+    counts, drawn = np.diff(edges), np.zeros(classes, np.int64)
+    bounds = {}
+    for name, share in shares.items():
+        # Every so-manieth row of all classes in a row; one of each class is left.
+        drawn = np.minimum(drawn + np.diff(np.floor(edges * share)).astype(np.int64), (counts - 1).clip(0))
+        bounds[name] = ascending[np.minimum(edges[:-1] + drawn, len(ascending) - 1)] if len(ascending) else ascending
+    for low, lot, streamed in lots():
+        mine, part = label[low : low + len(lot)], sets[low : low + len(lot)]
+        for name in reversed(bounds):  # the first, whose bound is lowest, has the last word
+            part[streamed & (lot < bounds[name][mine])] = _CODE[name]
 
 
 def rows_where(mask: NDArray[np.bool_]) -> Places:
     """Return the rows at which a mask is true, in as few bytes as they fit in."""
-    return np.flatnonzero(mask).astype(np.int32 if len(mask) < 1 << 31 else np.int64)
-
-
-def _every(n: int, share: float) -> NDArray[np.bool_]:
-    """Return a mask that is true at so large a share of n places, evenly."""
-    drawn = np.empty(n, bool)
-    for low, part in parts(drawn):
-        drawn[low : low + len(part)] = np.diff(np.floor(np.arange(low, low + len(part) + 1) * share)) > 0
-    return drawn
+    kind = np.int32 if len(mask) < 1 << 31 else np.int64
+    return np.concatenate(
+        [np.empty(0, kind), *((np.flatnonzero(part) + low).astype(kind) for low, part in parts(mask))]
+    )
 
 
 def arranged(

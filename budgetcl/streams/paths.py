@@ -81,12 +81,14 @@ class Paths(Sequence[str]):
 
         Paths are compared by their hashes, and those of equal hash as they are.
         """
-        hashes = self._hashes if self._order is None else self._hashes[self._order]
-        ascending = np.sort(hashes)
+        ascending = np.empty(len(self), np.uint64)
+        for low, part in parts(self._hashes if self._order is None else self._order):
+            ascending[low : low + len(part)] = part if self._order is None else self._hashes[part]
+        ascending.sort()
         twice = np.unique(ascending[1:][ascending[1:] == ascending[:-1]])
-        del ascending
         if not len(twice):
             return []
+        hashes = self._hashes if self._order is None else self._hashes[self._order]
         places: dict[str, list[int]] = {}
         for place in np.flatnonzero(np.isin(hashes, twice)).tolist():
             places.setdefault(self[place], []).append(place)

@@ -29,8 +29,8 @@ SPLITS = {name: name for name in SETS if name != RETENTION} | {
     "train": "stream", "val": "validation", "preval": "prevalidation",
 }  # fmt: skip
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp")
-_PART = 1 << 18  # rows read at a time
-_BLOCK = 1 << 24  # bytes of a CSV file read at a time
+_PART = 1 << 16  # rows read at a time
+_BLOCK = 1 << 22  # bytes of a CSV file read at a time
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ def read(path: str, root: str | None = None, cache: str | None = None) -> Rows:
 
 def _fill(columns: Columns, path: Path, root: str) -> dict[str, Any]:
     """Read a table's file into columns, part by part."""
+    import pyarrow as pa
+
     codes: dict[str, int] = {}
     seconds = _Seconds()
     row = end = 0
@@ -134,6 +136,7 @@ def _fill(columns: Columns, path: Path, root: str) -> dict[str, Any]:
         end += int(start[-1])
     if not row:
         raise UserError(f"{path} has no rows")
+    pa.default_memory_pool().release_unused()
     columns.append("start", np.array([end], np.int64))
     names = _ordered(codes)
     rank = _ranks(codes, names)
@@ -167,7 +170,7 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 
     try:
         if path.suffix == ".parquet":
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(path, pre_buffer=False)
             yield from file.iter_batches(_PART, columns=_known(file.schema_arrow.names, path))
             return
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as text:

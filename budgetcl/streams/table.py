@@ -1,26 +1,30 @@
-"""A stream of the user's own pictures: a table with the columns path, label and, if known, time and split."""
+"""A stream of the user's own pictures: a table with the columns path, label and, if known, time, split and order; or a
+folder of pictures.
+"""
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from budgetcl.errors import UserError, at_least, between, nearest, one_of
-from budgetcl.randomness import generator
+from budgetcl.errors import UserError, at_least, between, one_of
 from budgetcl.streams.batch import Source
-from budgetcl.streams.cuts import by_chunk, by_number, evenly
+from budgetcl.streams.cache import Columns, hash_of, kept, parts
+from budgetcl.streams.cuts import evenly
 from budgetcl.streams.images import ImagePixels
+from budgetcl.streams.orders import STEPS, arranged, divided, labels_in, rows_where, sorted_by
+from budgetcl.streams.packed import pictures_of
 from budgetcl.streams.prefix import check_shifts, chosen_shift, chosen_window
+from budgetcl.streams.rows import Rows, read
 from budgetcl.streams.stream import (
     PREFIX,
     PRETEST,
+    PRETRAIN,
     PREVALIDATION,
     RETENTION,
     SETS,
@@ -31,39 +35,49 @@ from budgetcl.streams.stream import (
     Stream,
 )
 
-if TYPE_CHECKING:
-    import pandas
-
-SPLITS = tuple(name for name in SETS if name != RETENTION)
-CHUNK, STEPS, OCCASIONS = 16, 10, 10
+CHUNK = 16  # the default shifts are multiples of it
+OCCASIONS = 10
+LONGEST_PAST = 1 << 18  # of the prefix, its last labels, on which S and k are chosen
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A table that was read and found sound.
+class _Plan:
+    """What rows become a stream by; see :func:`table`."""
 
-    Attributes:
-        path: (rows,) as written.
-        label: (rows,) codes.
-        names: the labels by code: in numerical order where all are integers, else alphabetically.
-        time: (rows,) seconds, or None.
-        split: (rows,) set codes, or None.
-    """
+    order: str | None
+    classes: tuple[str, ...] | None
+    steps: int | None
+    chunk: int | None
+    cut: str
+    shifts: Sequence[int] | None
+    shift: int | None
+    test: float
+    validation: float
+    prefix: float
+    evaluate: str
+    seed: int
 
-    path: list[str]
-    label: IntArray
-    names: tuple[str, ...]
-    time: NDArray[np.float64] | None
-    split: NDArray[np.int8] | None
+    @property
+    def timed(self) -> bool:
+        """Whether samples stand in the order of their times."""
+        return self.order == "time"
+
+    @property
+    def ahead(self) -> bool:
+        """Whether samples are predicted before they are revealed."""
+        return self.timed or self.shifts is not None or self.shift is not None
 
 
 def table(
     path: str,
+    root: str | None = None,
     size: int = 32,
     channels: int = 3,
     order: str | None = None,
+    class_order: str | None = None,
     steps: int | None = None,
     chunk: int | None = None,
+    cut: str = "counts",
     shifts: Sequence[int] | None = None,
     shift: int | None = None,
     test: float = 0.1,
@@ -72,40 +86,67 @@ def table(
     occasions: int | None = None,
     evaluate: str = "test",
     augment: str = "none",
+    resize: int | None = None,
     memory: int = 1 << 30,
+    workers: int | None = None,
+    damaged: str = "stop",
+    cache: str | None = None,
     seed: int = 0,
 ) -> Source:
     """Return the stream of a table of pictures. Only the table is read; pictures are read when they are looked at.
 
-    Columns: ``path`` (PNG or JPEG, relative to the table's folder), ``label`` (any text), and, if there are,
-    ``time`` (ISO 8601, without a zone UTC; or seconds as numbers) and ``split`` (stream, pretrain, prefix, test,
-    pretest, validation, prevalidation). Other columns are ignored.
+    Columns; others are ignored:
+
+    - ``path``: PNG or JPEG, relative to the table's folder or to ``root``, which it must not leave. Bytes: it need not
+      be UTF-8.
+    - ``label``: any text.
+    - ``time``: ISO 8601, without a zone UTC; or seconds as numbers.
+    - ``split``: the row's set: train (or stream) rows are streamed, pretrain rows are revealed before the first step,
+      prefix rows are the past on which S and k are chosen; test and val (or validation) rows are held out, and so are
+      pretest and preval (or prevalidation) rows, the held-out rows of the pretraining classes, which are evaluated
+      beside them from the first step on. What the column does not name is drawn by its share, as without the column.
+    - ``order``: the places of the train rows in a given order, whole numbers.
+
+    A folder holds a folder of pictures for each class; these may lie in folders that are named as a split is (train,
+    val, test, ...).
 
     In the order of time, the next samples are predicted before they are revealed, the near-future shift S is chosen on
     the prefix, and the held-out samples measure retention: each is shown once the stream has reached its time. In the
-    other orders nothing is predicted ahead, and held-out samples are shown once their class was revealed. Without a
-    ``split`` column the first ``prefix`` of the times is the prefix, and held-out samples are drawn, class by class,
-    from the rest: the same for every seed.
+    other orders held-out samples are shown once their class was revealed, and nothing is predicted ahead unless
+    ``shifts`` are given. The prefix is the first ``prefix`` of the train rows by time; where the split column names
+    pretrain rows and no prefix, S and k are chosen on them. Held-out samples are drawn, class by class, from the rest:
+    the same for every seed; a class keeps at least one row to learn from.
 
     Args:
-        path: of the .csv or .parquet file.
+        path: of the .csv or .parquet file, or of the folder.
+        root: what a table's paths are relative to; None: the table's folder.
         size: the pictures' side in pixels: short side resized, centre crop.
         channels: 3 (RGB) or 1 (grey).
-        order: "time" (ties in the table's order), "data" (shuffled), "class" (steps cut the classes, in a random
-            order); None: "time" where there are times, else "data".
-        steps: the number of time steps; None: 10, or by ``chunk`` in the order of time.
-        chunk: samples a step reveals instead; None: 16 in the order of time, unless ``steps`` is given.
-        shifts: how many samples ahead to predict, 0 being the very next. None: in the order of time 0 and 1, 2, 4, 8
-            and 16 chunks, as far as they are below an eighth of the stream; else nothing.
+        order: "time" (ties by the column ``order``, else in the table's order); "data" (shuffled); "class" (steps cut
+            the classes); "given" (by the column ``order``, else as the table stands). Where there is a column
+            ``order``, "data" follows it too, and "class" takes classes as they come first in it and their samples in
+            its order. None: "given" where there is that column, else "time" where there are times, else "data".
+        class_order: for "class", a text file with one label a line; None: by the column ``order``, else random.
+        steps: the number of time steps; None: 10.
+        chunk: samples a step reveals, instead of ``steps``.
+        cut: "counts", steps of equally many samples; or "spans", of equal time (an empty one joins the next).
+        shifts: how many samples ahead to predict, 0 being the very next. None: in the order of time 0 and 16, 32, 64,
+            128 and 256 (or multiples of a smaller ``chunk``), as far as they are below an eighth of the stream; else
+            nothing.
         shift: S, one of ``shifts``; None: chosen on the prefix. Where the prefix is too short for the rule there is no
             S, and the stream's notes say so.
-        test: the held-out share, if there is no ``split`` column.
-        validation: the share held out for tuning, if there is no ``split`` column.
-        prefix: the share of the samples, by time, on which S and k are chosen; only in the order of time.
+        test: the held-out share.
+        validation: the share held out for tuning.
+        prefix: the share of the train rows on which S and k are chosen; only where samples are predicted ahead.
         occasions: how often the held-out samples are due; None: after each step, at most 10 times.
         evaluate: "test" or "validation", the samples held out.
-        augment: "none", "crop" or "crop_flip", in training.
+        augment: "none", "crop", "crop_flip" or "random_resized_crop", in training.
+        resize: what the short side is resized to before the central square is cut; None: to ``size``.
         memory: bytes the decoded pictures may take; where they need more they are decoded at each use.
+        workers: threads that decode; None: as many as there are processors, at most 16.
+        damaged: "stop" at a picture that cannot be read; or "replace" it: in training another one of its batch stands
+            in for it, and a prediction of it counts as no answer. Both are counted in the record.
+        cache: a folder for the columns of tables; None: those of large tables lie beside them, as <table>.cache.
         seed: of the order, where it is random.
 
     Raises:
@@ -115,137 +156,199 @@ def table(
     at_least(0, seed=seed, memory=memory)
     between(0, 0.9, test=test, validation=validation, prefix=prefix)
     one_of(("test", "validation"), evaluate=evaluate)
+    one_of(("counts", "spans"), cut=cut)
     if steps is not None and chunk is not None:
         raise UserError(f"steps={steps} and chunk={chunk} given; only one of them cuts the stream: set one to null")
     for name, value in {"steps": steps, "chunk": chunk, "occasions": occasions}.items():
         if value is not None:
             at_least(1, **{name: value})
-    rows = _read(Path(path))
-    if order is None:
-        order = "data" if rows.time is None else "time"
-    one_of(("time", "data", "class"), order=order)
-    timed = order == "time"
-    if timed and rows.time is None:
-        raise UserError(f"order=time given; {path} has no column 'time': add it, or set order=data or order=class")
+    rows = read(path, root, cache)
+    classes = None if class_order is None else tuple(labels_in(class_order))
+    plan = _checked(
+        rows, _Plan(order, classes, steps, chunk, cut, shifts, shift, test, validation, prefix, evaluate, seed)
+    )
+    home = rows.home and rows.home / f"stream-{hash_of(plan)}"
+    columns, facts = kept(home, lambda columns: _fill(columns, rows, plan))
 
-    sets = _split(rows, test, validation, prefix if timed else 0.0) if rows.split is None else rows.split.copy()
-    streamed = np.flatnonzero(sets == SETS.index(STREAM))
-    if len(streamed) < 2:
-        raise UserError(f"{path}: {len(streamed)} rows are left to stream; at least 2 are expected")
-    arranged, bounds = _arranged(rows, streamed, order, steps, chunk, seed)
-    held = _held_out(sets, timed, evaluate, path)
-    rest = np.flatnonzero(sets != SETS.index(STREAM))
-    rest = rest[np.lexsort((rest, rows.time[rest]))] if timed and rows.time is not None else rest
-    index = np.concatenate([arranged, rest])
-    n, label, sets = len(arranged), rows.label[index], sets[index]
-
-    time = np.arange(len(index), dtype=np.float64)
-    origin = np.full(len(index), -1, np.int64)
-    if timed and rows.time is not None:
-        time = rows.time[index]
-        # A held-out sample belongs to the last streamed one that is not later (to the first, where all are later).
-        kept = sets == SETS.index(RETENTION)
-        origin[kept] = (np.searchsorted(time[:n], time[kept], side="right") - 1).clip(0)
-
-    size_of_step = int(np.diff(bounds).max())
-    ahead = _shifts(shifts, shift, size_of_step, n, order)
-    past = label[sets == SETS.index(PREFIX)]
-    notes: list[str] = []
-    if shift is None and ahead:
-        shift = _shift_or_note(past, ahead, size_of_step, notes)
+    pictures = pictures_of(rows.root, rows.paths, columns["row"], facts["paths"])
+    pixels = ImagePixels(pictures, size, channels, augment, memory, resize, workers, damaged)
+    nothing = np.broadcast_to(np.int64(-1), len(columns["label"]))  # takes no memory
+    bounds = columns["bounds"]
     if occasions is None:
         occasions = min(OCCASIONS, len(bounds) - 1)
-    pixels = ImagePixels(Path(path).parent, [rows.path[i] for i in index], size, channels, augment, memory)
+    origin, time = columns.get("origin"), columns.get("time")
     stream = Stream(
-        name=Path(path).stem,
-        label=label,
-        set=sets,
+        name=rows.name,
+        label=columns["label"],
+        set=columns["set"],
         bounds=bounds,
-        time=time,
-        group=np.full(len(index), -1, np.int64),
-        origin=origin,
+        time=np.arange(len(nothing), dtype=np.float64) if time is None else time,
+        group=nothing,
+        origin=nothing if origin is None else origin,
         label_names=rows.names,
         source=pixels.fingerprint,
-        shifts=ahead,
-        shift=shift,
-        heldout=held,
+        shifts=tuple(facts["shifts"]),
+        shift=facts["shift"],
+        heldout=tuple(facts["heldout"]),
         occasions=evenly(len(bounds) - 1, occasions),
-        window=chosen_window(past, size_of_step) if ahead else None,
-        notes=tuple(notes),
+        window=facts["window"],
+        notes=(*rows.notes, *facts["notes"]),
+        digest=facts["digest"],
     )
     return Source(stream, pixels)
 
 
-def _arranged(
-    rows: _Table, streamed: IntArray, order: str, steps: int | None, chunk: int | None, seed: int
-) -> tuple[IntArray, IntArray]:
-    n = len(streamed)
-    if order == "class":
-        if chunk is not None:
-            raise UserError(f"chunk={chunk} given with order=class, whose steps cut the classes: set steps instead")
-        classes = generator(seed, "order of classes").permutation(np.unique(rows.label[streamed]))
-        steps = min(STEPS, len(classes)) if steps is None else steps
-        if steps > len(classes):
-            raise UserError(f"steps={steps} given; order=class allows at most {len(classes)}, the classes streamed")
-        parts = [streamed[np.isin(rows.label[streamed], some)] for some in np.array_split(classes, steps)]
-        parts = [part[generator(seed, "order", step).permutation(len(part))] for step, part in enumerate(parts)]
-        return np.concatenate(parts), np.cumsum([0] + [len(part) for part in parts])
-    if order == "time" and rows.time is not None:
-        arranged = streamed[np.lexsort((streamed, rows.time[streamed]))]
-        chunk = CHUNK if steps is None and chunk is None else chunk
-    else:
-        arranged = streamed[generator(seed, "order").permutation(n)]
-    if chunk is not None:
-        return arranged, by_chunk(n, chunk)
-    steps = min(STEPS, n) if steps is None else steps
-    if steps > n:
-        raise UserError(f"steps={steps} given; at most {n} are expected, the samples streamed")
-    return arranged, by_number(n, steps)
+def _checked(rows: Rows, plan: _Plan) -> _Plan:
+    """Return the plan with its order, or refuse what does not go together."""
+    order = plan.order or ("given" if rows.order is not None else "data" if rows.time is None else "time")
+    one_of(("time", "data", "class", "given"), order=order)
+    if order == "time" and rows.time is None:
+        raise UserError(
+            f"order=time given; {rows.given} has no column 'time': add it, or set order=data or order=class"
+        )
+    if plan.cut == "spans" and (order != "time" or plan.chunk is not None):
+        raise UserError("cut=spans given; equal spans of time are cut in order=time, by steps and not by chunk")
+    if order == "class" and plan.chunk is not None:
+        raise UserError(f"chunk={plan.chunk} given with order=class, whose steps cut the classes: set steps instead")
+    if order == "class" and plan.shifts:
+        raise UserError(
+            f"shifts={list(plan.shifts)} given with order=class, where nothing is predicted ahead: set it to null"
+        )
+    if order != "class" and plan.classes is not None:
+        raise UserError(f"class_order given with order={order}; set order=class, or class_order=null")
+    shifts = None if plan.shifts is None else tuple(plan.shifts)
+    random = order in ("data", "class") and rows.order is None
+    return replace(plan, order=order, shifts=shifts, seed=plan.seed if random else 0)
 
 
-def _split(rows: _Table, test: float, validation: float, prefix: float) -> NDArray[np.int8]:
-    if test + validation > 0.9:
-        raise UserError(f"test={test} and validation={validation} given; together at most 0.9 are expected")
-    sets = np.full(len(rows.path), SETS.index(STREAM), np.int8)
-    left = np.arange(len(sets))
-    if prefix and rows.time is not None:
-        left = np.lexsort((left, rows.time))
-        early = round(prefix * len(left))
-        sets[left[:early]] = SETS.index(PREFIX)
-        left = np.sort(left[early:])
-    # Class by class, in a random order within each: every so-manieth row, so that each class gives its share.
-    left = left[np.lexsort((generator(0, "split").random(len(left)), rows.label[left]))]
-    sets[left[_every(len(left), test)]] = SETS.index(TEST)
-    left = left[sets[left] == SETS.index(STREAM)]
-    sets[left[_every(len(left), validation / (1 - test))]] = SETS.index(VALIDATION)
-    return sets
+def _fill(columns: Columns, rows: Rows, plan: _Plan) -> dict[str, Any]:
+    """Arrange the rows as a stream, column by column; return what is chosen on it and said of it."""
+    if len(rows.names) < 2:
+        raise UserError(f"{rows.given}: all labels are {rows.names[0]!r}; at least two classes are expected")
+    _refuse_repeated(rows)
+    shares = {PREFIX: plan.prefix, TEST: plan.test, VALIDATION: plan.validation}
+    sets = divided(rows, shares, _earliness(rows, plan))
+    if plan.evaluate == "validation" and not (sets == SETS.index(VALIDATION)).any():
+        raise UserError(f"evaluate=validation given; {rows.given} has no validation rows: set validation=0.1, say")
+    streamed = rows_where(sets == SETS.index(STREAM))
+    if len(streamed) < 2:
+        raise UserError(f"{rows.given}: {len(streamed)} rows are left to stream; at least 2 are expected")
+    notes = _never_learned(rows, sets)
+    streamed, bounds = arranged(
+        rows, streamed, str(plan.order), plan.steps, plan.chunk, plan.cut, plan.classes, plan.seed
+    )
+    if plan.cut == "spans" and len(bounds) - 1 < (plan.steps or STEPS):
+        notes.append(f"{len(bounds) - 1} time steps: the other spans hold no sample and joined the next one")
+    heldout = _shown(sets, plan)
+    n, rest = len(streamed), rows_where(sets != SETS.index(STREAM))
+    place = rows.time if plan.timed else rows.order
+    if place is not None:
+        rest = sorted_by(place, rest)
+    columns.append("row", streamed)
+    columns.append("row", rest)
+    del streamed, rest
+    for _, part in parts(columns["row"]):
+        columns.append("label", rows.label[part].astype(np.int64))
+        columns.append("set", sets[part])
+        if plan.timed and rows.time is not None:
+            columns.append("time", rows.time[part])
+    columns.append("bounds", bounds)
+    label, sets = columns["label"], columns["set"]
+    if RETENTION in heldout:
+        _retake(columns, n)
+    past = _past(label, sets)
+    size = int(np.diff(bounds).max())
+    shifts = _shifts(plan, n)
+    # On the learner's clock, where the past is long enough to show it; sample by sample can only make S larger.
+    clock = size if 4 * size <= len(past) else 1
+    shift = _shift_or_note(past, shifts, clock, notes) if shifts and plan.shift is None else plan.shift
+    return {
+        "shifts": shifts,
+        "shift": shift,
+        "window": chosen_window(past, clock) if shifts else None,
+        "heldout": heldout,
+        "notes": notes,
+        "digest": _digest(columns),
+        "paths": rows.paths.ordered(columns["row"]).digest(),
+    }
 
 
-def _every(n: int, share: float) -> NDArray[np.bool_]:
-    return np.diff(np.floor(np.arange(n + 1) * share)) > 0
+def _earliness(rows: Rows, plan: _Plan) -> NDArray[Any] | None:
+    """Return what the prefix is the earliest part by; None where there is to be none."""
+    if plan.timed:
+        return rows.time
+    if plan.order == "given" and plan.ahead:
+        return np.arange(len(rows.label)) if rows.order is None else rows.order
+    return None
 
 
-def _held_out(sets: NDArray[np.int8], timed: bool, evaluate: str, path: str) -> tuple[str, ...]:
+def _refuse_repeated(rows: Rows) -> None:
+    """Refuse pictures that stand in the table twice; worst where one of them is held out."""
+    repeated = rows.paths.repeated()
+    if not repeated:
+        return
+    learned = [SETS.index(name) for name in (STREAM, PRETRAIN, PREFIX)]
+    sets = np.zeros(len(rows.label), np.int8) if rows.split is None else rows.split
+    leaks = [places for places in repeated if len(set(np.isin(sets[places], learned).tolist())) == 2]
+    found = leaks or repeated
+    listed = ", ".join(f"{rows.paths[int(p[0])]} (rows {' and '.join(str(row + 1) for row in p)})" for p in found[:5])
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    what = "both held out and to be learned from (a leak)" if leaks else "named twice"
+    many = "pictures are" if len(found) > 1 else "picture is"
+    raise UserError(f"{rows.given}: {len(found)} {many} {what}: {listed}{more}; keep one row of each")
+
+
+def _never_learned(rows: Rows, sets: NDArray[np.int8]) -> list[str]:
+    """Return a note on labels of held-out rows that no row to learn from has."""
+    counts = np.zeros((len(SETS), len(rows.names)), np.int64)
+    for low, label in parts(rows.label):
+        np.add.at(counts, (sets[low : low + len(label)], label), 1)
+    present = dict(zip(SETS, counts > 0))
+    known = present[STREAM] | present[PRETRAIN]
+    asked = present[TEST] | present[PRETEST] | present[VALIDATION] | present[PREVALIDATION]
+    lost = np.flatnonzero(asked & ~known)
+    if not len(lost):
+        return []
+    return [
+        f"{len(lost)} labels stand in held-out rows only and are never revealed, the first is {rows.names[lost[0]]!r}"
+    ]
+
+
+def _shown(sets: NDArray[np.int8], plan: _Plan) -> list[str]:
     """Return the held-out sets to show; in the order of time the shown samples become retention samples."""
-    shown, known = (TEST, PRETEST) if evaluate == "test" else (VALIDATION, PREVALIDATION)
-    if evaluate == "validation" and not np.any(sets == SETS.index(VALIDATION)):
-        raise UserError(f"evaluate=validation given; {path} has no validation rows: set validation=0.1, say")
-    if timed:
+    shown, known = (TEST, PRETEST) if plan.evaluate == "test" else (VALIDATION, PREVALIDATION)
+    if plan.timed:
         sets[sets == SETS.index(shown)] = SETS.index(RETENTION)
         shown = RETENTION
-    return tuple(name for name in (shown, known) if np.any(sets == SETS.index(name)))
+    return [name for name in (shown, known) if (sets == SETS.index(name)).any()]
 
 
-def _shifts(shifts: Sequence[int] | None, shift: int | None, chunk: int, n: int, order: str) -> tuple[int, ...]:
+def _retake(columns: Columns, n: int) -> None:
+    """A held-out sample belongs to the last streamed one that is not later (to the first, where all are later)."""
+    time = columns["time"]
+    for low, part in parts(columns["set"]):
+        retaken = part == SETS.index(RETENTION)
+        origin = np.full(len(part), -1, np.int64)
+        later = np.searchsorted(time[:n], time[low : low + len(part)][retaken], side="right") - 1
+        origin[retaken] = later.clip(0)
+        columns.append("origin", origin)
+
+
+def _past(label: IntArray, sets: NDArray[np.int8]) -> IntArray:
+    """Return the last labels of the tuning prefix, or where there is none of the pretraining rows."""
+    for name in (PREFIX, PRETRAIN):
+        rows = np.flatnonzero(sets == SETS.index(name))
+        if len(rows):
+            return label[rows[-LONGEST_PAST:]]
+    return np.empty(0, np.int64)
+
+
+def _shifts(plan: _Plan, n: int) -> tuple[int, ...]:
+    shifts, chunk = plan.shifts, min(plan.chunk or CHUNK, CHUNK)
     if shifts is None:
-        wanted = {0, *(chunk << i for i in range(5) if chunk << i < n / 8)} if order == "time" else set()
-        shifts = sorted(wanted if shift is None else wanted | {0, shift})
-    ahead = check_shifts(shifts, shift, n)
-    if ahead and order == "class":
-        raise UserError(
-            f"shifts={list(ahead)} given with order=class, where nothing is predicted ahead: set it to null"
-        )
-    return ahead
+        wanted = {0, *(chunk << i for i in range(5) if chunk << i < n / 8)} if plan.timed else set()
+        shifts = sorted(wanted if plan.shift is None else wanted | {0, plan.shift})
+    return check_shifts(shifts, plan.shift, n)
 
 
 def _shift_or_note(past: IntArray, shifts: tuple[int, ...], chunk: int, notes: list[str]) -> int | None:
@@ -262,89 +365,10 @@ def _shift_or_note(past: IntArray, shifts: tuple[int, ...], chunk: int, notes: l
         return None
 
 
-def _read(path: Path) -> _Table:
-    import pandas as pd
-
-    try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"path={str(path)!r} given; the file of a table is expected, and there is none") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a table ({' '.join(str(error).split())})") from error
-    columns = [str(column) for column in frame.columns]
-    for column in ("path", "label"):
-        if column not in columns:
-            raise UserError(f"{path} has no column '{column}'; its columns are {columns}: {nearest(column, columns)}")
-    if not len(frame):
-        raise UserError(f"{path} has no rows")
-    paths, labels = _text(frame["path"]), _text(frame["label"])
-    for name, values in (("path", paths), ("label", labels)):
-        if "" in values:
-            raise UserError(f"{path}, row {values.index('') + 1}: the {name} is empty")
-    if len(set(paths)) < len(paths):
-        first: dict[str, int] = {}
-        again, before = next((i, first[p]) for i, p in enumerate(paths) if first.setdefault(p, i) != i)
-        raise UserError(f"{path}, rows {before + 1} and {again + 1}: the picture {paths[again]} is named twice")
-    names = _ordered(set(labels))
-    if len(names) < 2:
-        raise UserError(f"{path}: all labels are {names[0]!r}; at least two classes are expected")
-    code = {name: i for i, name in enumerate(names)}
-    return _Table(
-        path=paths,
-        label=np.array([code[label] for label in labels], np.int64),
-        names=names,
-        time=_times(frame["time"], path) if "time" in columns else None,
-        split=_splits(_text(frame["split"]), path) if "split" in columns else None,
-    )
-
-
-def _text(column: pandas.Series) -> list[str]:
-    return ["" if value is None or value != value else str(value).strip() for value in column.tolist()]
-
-
-def _ordered(names: set[str]) -> tuple[str, ...]:
-    try:
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    except ValueError:
-        return tuple(sorted(names))
-
-
-def _splits(values: list[str], path: Path) -> NDArray[np.int8]:
-    for row, value in enumerate(values):
-        if value not in SPLITS:
-            raise UserError(f"{path}, row {row + 1}: split {value!r} given; one of {', '.join(SPLITS)} is expected")
-    return np.array([SETS.index(value) for value in values], np.int8)
-
-
-def _times(column: pandas.Series, path: Path) -> NDArray[np.float64]:
-    values = [value.isoformat() if isinstance(value, datetime) else value for value in column.tolist()]
-    texts = ["" if value is None else str(value).strip() for value in values]
-    # One column, one notation: a number among dates would be taken for a moment in 1970.
-    parse = _number if texts and not math.isnan(_number(texts[0])) else _moment
-    seconds = np.array([parse(text) for text in texts])
-    if np.isnan(seconds).any():
-        row = int(np.isnan(seconds).argmax())
-        raise UserError(
-            f"{path}, row {row + 1}: time {texts[row]!r} given; {'seconds' if parse is _number else 'ISO 8601'} like "
-            f"{'1717156800' if parse is _number else '2024-05-31T12:00:00Z'} are expected in the whole column"
-        )
-    return seconds
-
-
-def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan
-
-
-def _moment(text: str) -> float:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return math.nan
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+def _digest(columns: Columns) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(columns.types.keys() - {"row"}):
+        digest.update(name.encode())
+        for _, part in parts(columns[name]):
+            digest.update(part.tobytes())
+    return digest.hexdigest()

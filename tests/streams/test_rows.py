@@ -129,7 +129,7 @@ def test_dates_with_and_without_a_zone_may_stand_side_by_side(tmp_path):
 
 
 def test_a_root_that_is_no_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match="root=.* given; the folder"):
+    with pytest.raises(UserError, match=r"root=.* given; the folder"):
         read(csv(tmp_path, "path,label\na,x\nb,y\n"), root=str(tmp_path / "none"))
 
 
