@@ -8,8 +8,8 @@ Nothing is downloaded: where the files are missing, torchvision fetches them wit
 ``python -c "import torchvision; torchvision.datasets.CIFAR10('DATA', download=True)"``. CIFAR's files are compared with
 torchvision's MD5 sums before they are read; MNIST's archives are, where they still lie beside the extracted files.
 
-PNG keeps every pixel. The table streams the training pictures in the files' own order, unless a run sorts them by class
-(stream.order=class) or shuffles them (stream.order=data); --val holds out training pictures of each class for tuning.
+PNG keeps every pixel. The table has no order of its own: a run takes the training pictures class by class
+(stream.order=class) or shuffled (stream.order=data). --val holds out training pictures of each class for tuning.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def main(options: argparse.Namespace) -> int:
     sets = {"train": read(options.kind, options.root, True), "test": read(options.kind, options.root, False)}
     held_out = drawn(sets["train"][1], options.val, options.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    with Prepared(output, folder) as table:
+    with Prepared(output, folder, ordered=False) as table:
         for split, rows in (("train", ~held_out), ("val", held_out)):
             table.add(split, [written(folder, "train", sets["train"], np.flatnonzero(rows))] if rows.any() else [])
         table.add("test", [written(folder, "test", sets["test"], np.arange(len(sets["test"][1])))])
         checks = checks_of(options.kind, table, options.val) if options.expect == "published" else []
         said = table.finish(
             "prepare_torchvision.py",
-            "that of the files; a run may sort it by class or shuffle it",
+            "chosen by each run: by class or shuffled",
             {"val": options.val, "seed": options.seed},
             checks,
         )

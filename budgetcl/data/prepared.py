@@ -1,8 +1,8 @@
 """Writing the table of a published stream: each piece of it looked at as it passes, memory bounded.
 
-The table is a parquet file with the columns ``path``, ``label``, ``split``, ``order`` (a streamed sample's place in the
-stream, -1 elsewhere) and, where it is known, ``time``. Beside it lies a JSON file that says what was read, by which
-settings, in which order, and how what came out compares with what was published.
+The table is a parquet file with the columns ``path``, ``label``, ``split`` and, where they are known, ``order`` (the place
+of a streamed sample, -1 elsewhere) and ``time``. Beside it lies a JSON file that says what was read, by which settings, in
+which order, and how what came out compares with what was published.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Prepared:
         path: the .parquet file to write.
         root: the folder that the pictures' paths are relative to.
         missing: "refuse" pictures that are not there, "drop" them, or "trust" the lists without looking.
+        ordered: whether the stream has an order; else runs choose one.
 
     Attributes:
         counts: split -> label -> samples, both in the order of their first appearance.
@@ -77,7 +78,7 @@ class Prepared:
         train_sum: a number that the train pictures give, in whatever order they come.
     """
 
-    def __init__(self, path: Path, root: Path, missing: str = "refuse") -> None:
+    def __init__(self, path: Path, root: Path, missing: str = "refuse", ordered: bool = True) -> None:
         from pyarrow import parquet
 
         one_of(("refuse", "drop", "trust"), missing=missing)
@@ -89,7 +90,7 @@ class Prepared:
         self.counts: dict[str, Counter[Any]] = {}
         self.dropped = 0
         self.train_sum = 0
-        self._path, self._root, self._missing = path, root, missing
+        self._path, self._root, self._missing, self._ordered = path, root, missing, ordered
         self._partial = path.with_name(path.name + ".partial")
         self._absent: list[str] = []
         self._hashes: list[np.ndarray] = []
@@ -140,7 +141,9 @@ class Prepared:
             self._streamed += n
             self.train_sum = (self.train_sum + int(self._hashes[-1].sum())) % (1 << 64)
             self._order.update("".join(f"{path}\n" for path in columns["path"].to_pylist()).encode())
-        columns["split"], columns["order"] = pa.repeat(pa.scalar(split), n), pa.array(order)
+        columns["split"] = pa.repeat(pa.scalar(split), n)
+        if self._ordered:
+            columns["order"] = pa.array(order)
         self._write(columns)
 
     def _write(self, columns: Mapping[str, Any]) -> None:

@@ -37,6 +37,13 @@ def test_streamed_rows_are_numbered_through_all_pieces_and_splits(tmp_path):
     assert json.loads(notes) == ["order: as it comes"]
 
 
+def test_a_table_without_an_order_has_no_such_column(tmp_path):
+    with Prepared(tmp_path / "t.parquet", tmp_path, "trust", ordered=False) as table:
+        table.add("train", [batch(["a", "b"])])
+        table.finish("a test", "chosen by each run", {})
+    assert pq.read_table(tmp_path / "t.parquet").column_names == ["path", "label", "split"]
+
+
 def test_the_sum_of_the_train_pictures_does_not_know_their_order_and_the_hash_does(tmp_path):
     (one, said), (other, told) = (
         make(tmp_path, [("train", batch(paths))]) for paths in (["a", "b", "c"], ["c", "a", "b"])

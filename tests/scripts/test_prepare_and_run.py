@@ -10,14 +10,16 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from budgetcl.assemble import build
 from budgetcl.cli import main
-from budgetcl.configuration import compose
+from budgetcl.configuration import compose, conf_folder
 from budgetcl.data.prepared import script
 from budgetcl.streams.stream import PREFIX, PRETEST, PRETRAIN, PREVALIDATION, RETENTION, TEST, VALIDATION
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+PUBLISHED = ("imagenet2k_ci", "imagenet2k_di", "cglm", "cloc", "cifar10", "cifar100", "mnist", "fashion_mnist")
 SMALL = ("stream.size=16", "stream.resize=null", "reference.batch=4", "budget.updates=1", "device=cpu")
 
 
@@ -133,6 +135,31 @@ def test_cloc_predicts_ahead_in_the_order_of_its_list(cloc):
     assert [int(stream.label_names[code]) for code in stream.label[:32]] == labels.tolist()
     assert len(stream.rows(PREFIX)) == 40
     assert next(iter(stream)).ahead.keys() == {0, 8}
+
+
+@pytest.mark.parametrize(("name", "steps"), [("cifar10", 5), ("cifar100", 10), ("mnist", 5), ("fashion_mnist", 5)])
+def test_small_sets_come_class_by_class(name, steps, tmp_path, picture):
+    rows = [(f"{part}/{i}.jpg", i % 10, part) for part, count in (("train", 40), ("test", 10)) for i in range(count)]
+    for seed, (path, _, _) in enumerate(rows):
+        picture(tmp_path / path, seed)
+    frame = pd.DataFrame(rows, columns=["path", "label", "split"])
+    frame.to_parquet(tmp_path / "small.parquet")
+    stream = stream_of(name, tmp_path / "small.parquet")
+    assert len(stream) == steps
+    for step in stream:
+        assert len(set(stream.label[step.revealed])) == 10 // steps
+        assert step.classes == (step.number + 1) * 10 // steps
+        assert len(step.heldout[TEST]) == step.classes
+    other = stream_of(name, tmp_path / "small.parquet", "seed=1")
+    assert other.fingerprint() != stream.fingerprint()
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED])
+def test_a_preset_sets_keys_that_a_table_has_and_names_its_table(name):
+    text = (conf_folder() / "stream" / f"{name}.yaml").read_text(encoding="utf-8")
+    plain = yaml.safe_load((conf_folder() / "stream" / "table.yaml").read_text(encoding="utf-8"))
+    assert set(yaml.safe_load(text)["stream"]) <= set(plain["stream"])
+    assert f"stream.path={name.split('_')[0]}" in text.splitlines()[1] or name in text.splitlines()[1]
 
 
 NAMES = ("imagenet2k_ci", "imagenet2k_di", "cglm", "cloc")
