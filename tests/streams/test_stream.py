@@ -107,3 +107,30 @@ def test_what_is_not_revealed_can_be_neither_seen_nor_learnt_from():
     assert revealed.codes(np.array([0, 1, 2, 3, 4, -1])).tolist() == [3, 7, 5, 2, 9, -1]
     with pytest.raises(Unrevealed):
         revealed.labels(np.array([6]))  # held out: never
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(1, 7), st.lists(st.integers(0, 6), max_size=3))
+def test_the_step_that_first_reveals_a_class_is_found_in_parts_of_any_size(labels, part, pretrain):
+    bounds = np.unique([0, len(labels) // 3, len(labels) // 2, len(labels)])
+    s = stream(labels, bounds, pretrain=pretrain)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("budgetcl.streams.stream._PART", part)
+        found = s.first_seen().tolist()
+    for code in range(len(s.label_names)):
+        steps = [t for t in range(len(s)) if code in labels[bounds[t] : bounds[t + 1]]]
+        assert found[code] == (-1 if code in pretrain else steps[0] if steps else len(s))
+
+
+def test_a_known_digest_stands_for_the_columns_in_the_fingerprint():
+    plain, known, other = (stream([0, 1, 2], [0, 3], digest=digest) for digest in ("", "a", "b"))
+    assert len({plain.fingerprint(), known.fingerprint(), other.fingerprint()}) == 3
+    assert stream([0, 2, 1], [0, 3], digest="a").fingerprint() == known.fingerprint()
+    assert stream([0, 1, 2], [0, 3], digest="a", shifts=(0,)).fingerprint() != known.fingerprint()
+
+
+def test_a_late_time_step_is_cut_without_looking_at_the_others():
+    """Steps hold what they reveal and predict, however long the stream is."""
+    n = 20_000
+    steps = iter(stream([0, 1] * (n // 2), np.arange(0, n + 1, 10), shifts=(0, 40)))
+    sizes = {(len(step.revealed), *(len(rows) for rows in step.ahead.values())) for step in steps if step.number < 1990}
+    assert sizes == {(10, 10, 10)}

@@ -1,0 +1,146 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from budgetcl.cli import main
+from budgetcl.data.files import examine
+from budgetcl.streams.images import Files
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A sound table of 60 different pictures, and a function that writes it anew with other rows."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "p").mkdir()
+    lines = []
+    for i in range(60):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(tmp_path / "p" / f"{i}.png")
+        lines.append(f"p/{i}.png,{'abc'[i // 4 % 3]},2024-01-01T00:00:{i:02d}")
+
+    def write(change=lambda lines: lines, head="path,label,time"):
+        (tmp_path / "photos.csv").write_text("\n".join([head, *change(list(lines))]) + "\n")
+        return str(tmp_path / "photos.csv")
+
+    write()
+    return tmp_path, write
+
+
+def check(capsys, *arguments):
+    status = main(["data", "check", *arguments])
+    told = capsys.readouterr()
+    return status, told.out, told.err
+
+
+def test_a_sound_table_is_described_and_nothing_is_wrong(photos, capsys):
+    _, write = photos
+    status, out, _ = check(capsys, write(), "--jobs", "2")
+    assert status == 0
+    for line in (
+        "60 rows, 3 classes",
+        "time: 2024-01-01 00:00:00 UTC to 2024-01-01 00:00:59 UTC",
+        "rows a class: 20 to 20, median 20: a 20, b 20, c 20",
+        "named more than once: 0",
+        "missing or broken: 0; of the same content as another: 0",
+        "label autocorrelation: ",
+        "blind, 0 samples ahead: ",
+        "suggested shift: ",
+        "fingerprint: ",
+        "nothing is wrong",
+    ):
+        assert line in out, line
+    from budgetcl.streams.table import table
+
+    assert f"fingerprint: {table(write()).stream.fingerprint()}\n" in out
+
+
+def test_missing_broken_and_equal_pictures_are_found(photos, capsys):
+    folder, write = photos
+    (folder / "p" / "3.png").unlink()
+    (folder / "p" / "5.png").write_bytes(b"")
+    whole = (folder / "p" / "8.png").read_bytes()
+    (folder / "p" / "8.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "p" / "9.png").write_bytes((folder / "p" / "2.png").read_bytes())
+    (folder / "p" / "11.png").unlink()
+    (folder / "p" / "11.png").symlink_to(folder / "p" / "11.png")
+    status, out, _ = check(capsys, write())
+    assert status == 1
+    assert "missing or broken: 4; of the same content as another: 1" in out
+    assert "problem: 4 pictures cannot be shown: " in out
+    assert "p/3.png is missing" in out
+    assert "problem: the same content twice: p/9.png = p/2.png" in out
+    assert "2 problems" in out
+    status, out, _ = check(capsys, write(), "--no-files")
+    assert status == 0
+    assert "missing or broken" not in out
+
+
+def test_what_is_found_does_not_depend_on_the_number_of_jobs(photos):
+    folder, _ = photos
+    (folder / "p" / "50.png").write_bytes((folder / "p" / "1.png").read_bytes())
+    (folder / "p" / "4.png").unlink()
+    pictures = Files(folder, [f"p/{i}.png" for i in range(60)] * 3)
+    done = []
+    found = [examine(pictures, jobs, lambda now, total: done.append((now, total))) for jobs in (1, 4)]
+    assert [row for row, _ in found[0].broken] == [row for row, _ in found[1].broken] == [4, 64, 124]
+    expected = [i % 60 for i in range(180)]
+    expected = [-1 if i == 4 else 1 if i == 50 else i for i in expected]
+    for one in found:
+        assert one.same.tolist() == expected
+    assert done[-1] == (180, 180)
+
+
+def test_a_leak_by_path_and_by_content_is_a_problem(photos, capsys):
+    folder, write = photos
+    head = "path,label,time,split"
+
+    def split(lines):
+        return [f"{line},{'test' if i % 10 == 9 else 'train'}" for i, line in enumerate(lines)]
+
+    assert check(capsys, write(split, head))[0] == 0
+    (folder / "p" / "9.png").write_bytes((folder / "p" / "2.png").read_bytes())
+    status, out, _ = check(capsys, write(split, head))
+    assert status == 1
+    assert "problem: leak: held-out pictures of the same content as one to learn from: p/9.png = p/2.png" in out
+    status, out, _ = check(capsys, write(lambda lines: [*split(lines), f"{lines[0]},test"], head), "--no-files")
+    assert status == 1
+    assert "problem: leak: held out and also to be learned from: p/0.png (rows 1 and 61)" in out
+
+
+def test_repeated_paths_and_lonely_classes_are_told(photos, capsys):
+    _, write = photos
+    status, out, _ = check(capsys, write(lambda lines: [*lines, lines[3], "p/x.png,d,2024-01-02"]), "--no-files")
+    assert status == 1
+    assert "problem: named more than once: p/3.png (rows 4 and 61)" in out
+    assert "note: classes with one picture, which is never held out: d" in out
+
+
+def test_a_table_that_cannot_be_streamed_is_a_problem_and_one_that_cannot_be_read_an_error(photos, capsys):
+    folder, write = photos
+    status, out, _ = check(
+        capsys, write(lambda lines: [line.replace(",a,", ",b,") for line in lines]), "--order", "data"
+    )
+    assert status == 0
+    status, out, _ = check(capsys, write(lambda lines: lines[:1]), "--no-files")
+    assert status == 1
+    assert "problem: " in out
+    status, out, err = check(capsys, write(lambda lines: [*lines, "p/1.png,a,soon"]))
+    assert (status, out) == (2, "")
+    assert err.startswith("budgetcl: ")
+    assert err.count("\n") == 1
+    assert check(capsys, str(folder / "none.csv"))[0] == 2
+    assert check(capsys, write(), "--jobs", "0")[0] == 2
+
+
+def test_names_that_are_no_text_can_be_printed(tmp_path, capsys):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(8):
+            Image.new("RGB", (9, 9), (i, len(label), label == "cat")).save(tmp_path / label / f"{i}.png")
+    with open(os.fsencode(tmp_path) + b"/cat/\xff.png", "wb") as file:
+        file.write(b"no picture")
+    status, out, _ = check(capsys, str(tmp_path))
+    assert status == 1
+    assert "\\xff.png is no readable picture" in out
+    assert "nothing is predicted ahead in this order" in out
