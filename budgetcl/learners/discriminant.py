@@ -36,7 +36,9 @@ class StreamingDiscriminant:
         """Make room."""
         self._means.begin(dim, classes, device)
         self._scatter = grown(self._scatter, (dim, dim), device)
+        solved = len(self._bias)
         self._weight, self._bias = grown(self._weight, (classes, dim), device), grown(self._bias, (classes,), device)
+        self._bias[solved:] = -torch.inf  # until the next solution
 
     def price(self, n: int) -> int:
         """Return the FLOPs of adding n features."""
@@ -64,14 +66,14 @@ class StreamingDiscriminant:
         covariance = (self._scatter - self._means.sums.T @ means) / counts.sum()
         covariance.mul_(1 - self.shrinkage).diagonal().add_(self.shrinkage)
         self._weight = torch.cholesky_solve(means.T, torch.linalg.cholesky(covariance)).T.contiguous()
-        self._bias = (self._weight * means).sum(1) / -2
+        self._bias = ((self._weight * means).sum(1) / -2).masked_fill(counts == 0, -torch.inf)
 
     def scores(self, x: Tensor, compute: Compute) -> Tensor:
         """Return the scores: a linear layer."""
         x = x.to(self._weight)
         product = compute.work("predict", linear(x.shape, self._weight.shape), lambda: x @ self._weight.T)
         assert product is not None
-        return (product + self._bias).masked_fill(self._means.unknown, -torch.inf)
+        return product + self._bias
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return sums, counts, scatter and weights."""

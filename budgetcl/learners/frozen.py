@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from budgetcl.budget.compute import Compute
+from budgetcl.budget.ledger import Exhausted
 from budgetcl.errors import UserError, at_least
 from budgetcl.learners.features import Features
 from budgetcl.learners.learner import Predictions
@@ -93,14 +95,15 @@ class FrozenLearner:
         self._take_in(step, revealed)
         self.classifier.begin(self._dim, revealed.classes, compute.device)
         kept, before = self.classifier.kept(compute.spare), self._learnt
-        while n := self._affordable(compute, kept):
-            batch = revealed.batch(self._waiting[:n])
-            features = self.features(batch.x, "train", compute)
-            self.classifier.learn(features, batch.y.to(features.device), compute)
-            self._waiting, self._learnt = self._waiting[n:], self._learnt + n
-        if self._learnt > before:
-            self.classifier.finish(step.number, compute)
-        else:
+        with suppress(Exhausted):  # where costs are not known ahead (seconds); FLOPs are asked for before
+            while n := self._affordable(compute, kept):
+                batch = revealed.batch(self._waiting[:n])
+                features = self.features(batch.x, "train", compute)
+                self.classifier.learn(features, batch.y.to(features.device), compute)
+                self._waiting, self._learnt = self._waiting[n:], self._learnt + n
+            if self._learnt > before:
+                self.classifier.finish(step.number, compute)
+        if self._learnt == before:
             self._refuse(step, compute, kept)
 
     def _take_in(self, step: TimeStep, revealed: Revealed) -> None:
@@ -143,7 +146,7 @@ class FrozenLearner:
             return Predictions.constant(len(query), np.empty(0, np.int64), 0.0)
         scores = self.classifier.scores(self.features(query.x, "predict", compute), compute)
         best, top = scores.topk(min(5, scores.shape[1]))
-        confidence = (best[:, 0] - scores.logsumexp(1)).exp()
+        confidence = (best[:, 0] - scores.logsumexp(1)).exp().nan_to_num(0.0)  # no class at all: no confidence
         ranking = top.masked_fill(best == -torch.inf, -1).cpu().numpy()
         return Predictions(ranking[:, 0], ranking, confidence.float().cpu().numpy())
 
