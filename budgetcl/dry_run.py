@@ -101,7 +101,8 @@ class Estimate:
         total: FLOPs of the whole stream, predictions included.
         utilisation: the share of the allowances spent.
         seconds: estimated from the speed of a real forward and backward on this machine.
-        memory: bytes of weights, gradients, optimiser, teacher, one batch's activations, and the images decoded.
+        memory: bytes of the largest operation (weights, gradients, optimiser, activations), the teacher, and the
+            images decoded.
         disk: bytes of the record.
         simulated: how many of the steps were simulated, and how many there are.
     """
@@ -192,10 +193,12 @@ def estimate(cfg: DictConfig, method: str, seconds: float = _SECONDS, prices: Pr
     images, flops = _work(tally.ledger, tally.prices)
     total = scale * sum(flops.values())
     batch = int(cfg.reference.batch)
-    rate, activations = _speed(learner, blank.pixels.shape, real.prices)
+    rate = _speed(learner, blank.pixels.shape, real.prices)
+    peak = max(
+        (tally.prices[price]["memory"] for price in {*tally.ledger["price"]} if price in tally.prices), default=0
+    )
     per_image = {name: flops[name] / images[name] for name in flops if images.get(name)}
-    stored = learner.nbytes()
-    weights = sum(size for kind, size in stored.items() if kind not in ("samples", "memory"))
+    teacher = learner.nbytes().get("teacher", 0)
     return Estimate(
         method=method,
         prices={
@@ -212,7 +215,7 @@ def estimate(cfg: DictConfig, method: str, seconds: float = _SECONDS, prices: Pr
         total=total,
         utilisation=sum(tally.steps["spent"]) / max(1, sum(tally.steps["allowance"])),
         seconds=total / rate,
-        memory=2 * weights + activations * batch + len(stream.label) * int(np.prod(blank.pixels.shape)),
+        memory=peak + teacher + len(stream.label) * int(np.prod(blank.pixels.shape)),
         disk=int(scale * tally.rows * _BYTES_PER_ROW + len(stream.label) * _BYTES_PER_SAMPLE + _BYTES_PER_RECORD),
         simulated=(done, len(stream)),
     )
@@ -229,28 +232,22 @@ def _work(ledger: Mapping[str, Any], prices: Mapping[str, Any]) -> tuple[dict[st
     return images, flops
 
 
-def _speed(learner: Learner, shape: tuple[int, int, int], prices: Prices) -> tuple[float, int]:
-    """Return FLOP/s of a real forward and backward of a few blank images, and the activation bytes of one image."""
+def _speed(learner: Learner, shape: tuple[int, int, int], prices: Prices) -> float:
+    """Return FLOP/s of a real forward and backward of a few blank images."""
     network = getattr(learner, "network", None)
     if network is None:
-        return math.inf, 0
+        return math.inf
     network = copy.deepcopy(network).train()
-    n, saved, best = 16, 0, math.inf
+    n, best = 16, math.inf
     x = torch.zeros(n, *shape, dtype=torch.uint8)
-
-    def save(tensor: Tensor) -> Tensor:
-        nonlocal saved
-        saved += tensor.nbytes
-        return tensor
 
     y = torch.zeros(n, dtype=torch.int64)
     for _ in range(2):
-        saved, started = 0, time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-            torch.nn.functional.cross_entropy(network(x).logits, y).backward()
+        started = time.perf_counter()
+        torch.nn.functional.cross_entropy(network(x).logits, y).backward()
         best = min(best, time.perf_counter() - started)
     price = prices.update(CrossEntropy(), network, Batch(x, y, np.arange(n), y.bool()))
-    return price.network / best, saved // n
+    return price.network / best
 
 
 def _flops(value: float) -> str:

@@ -61,11 +61,13 @@ class Bill:
         own: how often each operator runs, without those of ``common``.
         common: the common items, or None.
         flops: of everything.
+        held: bytes of the tensors that it holds at once, beside the model.
     """
 
     own: Mapping[Event, int]
     common: Part | None
     flops: int
+    held: int = 0
 
     @property
     def counts(self) -> Counter[Event]:
@@ -73,10 +75,10 @@ class Bill:
         return Counter(self.common.counts if self.common else {}) + Counter(self.own)
 
 
-def bill_of(events: Sequence[Event], times: int = 1) -> Bill:
-    """Return the bill of a trace, repeated ``times``."""
+def bill_of(events: Sequence[Event], held: Sequence[int] = (), times: int = 1) -> Bill:
+    """Return the bill of a trace, repeated ``times``; ``held``: the bytes of each piece of memory that it holds."""
     own = {event: count * times for event, count in Counter(events).items()}
-    return Bill(own, None, sum(count * event_flops(event) for event, count in own.items()))
+    return Bill(own, None, sum(count * event_flops(event) for event, count in own.items()), sum(held))
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,24 @@ class _Multiple:
     factor: int
 
 
+@dataclass(frozen=True)
+class _Trace:
+    """What ran with some sizes, and the bytes of each piece of memory that was held."""
+
+    sizes: tuple[int, ...]
+    events: Sequence[Event]
+    held: tuple[int, ...]
+
+    @cached_property
+    def bill(self) -> Bill:
+        return bill_of(self.events, self.held)
+
+
 class _Template:
     """What two traces have in common, and how the rest follows from the sizes."""
 
-    def __init__(self, first: Sequence[int], second: Sequence[int], a: Sequence[Event], b: Sequence[Event]) -> None:
+    def __init__(self, one: _Trace, other: _Trace) -> None:
+        first, second, a, b = one.sizes, other.sizes, one.events, other.events
         if len(a) != len(b):
             raise _Mismatch
         self._required = [x if x == y else None for x, y in zip(first, second)]
@@ -98,13 +114,14 @@ class _Template:
         self._high = [2 * max(pair) for pair in zip(first, second)]
         common: list[Event] = []
         self._varying: list[Any] = []
-        for one, two in zip(a, b):
-            if one == two:
-                common.append(one)
-            elif one[0] != two[0] or one[0] not in _DERIVABLE:
+        for x, y in zip(a, b):
+            if x == y:
+                common.append(x)
+            elif x[0] != y[0] or x[0] not in _DERIVABLE:
                 raise _Mismatch
             else:
-                self._varying.append(_generalise(one, two, first, second))
+                self._varying.append(_generalise(x, y, first, second))
+        self._held = _generalise(one.held, other.held, first, second)
         self.part = Part(Counter(common))
         self.freedom = self._required.count(None)
 
@@ -132,14 +149,19 @@ class _Template:
             event = _substitute(pattern, sizes)
             own[event] = own.get(event, 0) + 1
             flops += event_flops(event)
-        return Bill(own, self.part, flops)
+        return Bill(own, self.part, flops, sum(_substitute(self._held, sizes)))
+
+    def agrees(self, trace: _Trace) -> bool:
+        """Whether it says of a trace what the trace says."""
+        bill = self.bill(trace.sizes)
+        return bill.counts == trace.bill.counts and bill.held == trace.bill.held
 
 
 class Family:
     """Bills of one operation that differ only in some sizes."""
 
     def __init__(self) -> None:
-        self._traces: list[tuple[tuple[int, ...], list[Event]]] = []
+        self._traces: list[_Trace] = []
         self._template: _Template | None = None
 
     def derive(self, sizes: tuple[int, ...]) -> Bill | None:
@@ -149,27 +171,27 @@ class Family:
             template.bill(sizes) if template is not None and template.applies(sizes) and template.near(sizes) else None
         )
 
-    def add(self, sizes: tuple[int, ...], events: list[Event]) -> Bill:
+    def add(self, sizes: tuple[int, ...], events: Sequence[Event], held: tuple[int, ...] = ()) -> Bill:
         """Take in a trace and return its bill."""
-        bill = bill_of(events)
+        trace = _Trace(sizes, events, held)
         template = self._template
-        if template is None or not template.applies(sizes) or template.bill(sizes).counts != bill.counts:
-            self._template = template = self._best(sizes, events)
-        self._traces = [*self._traces[1 - _TRACES :], (sizes, events)]
+        if template is None or not template.applies(sizes) or not template.agrees(trace):
+            self._template = template = self._best(trace)
+        self._traces = [*self._traces[1 - _TRACES :], trace]
         if template is None:
-            return bill
+            return trace.bill
         template.widen(sizes)
         return template.bill(sizes)
 
-    def _best(self, sizes: tuple[int, ...], events: list[Event]) -> _Template | None:
+    def _best(self, trace: _Trace) -> _Template | None:
         """Return the template, of this trace with an earlier one, that applies most widely and contradicts no trace."""
         templates = []
-        for others, other in reversed(self._traces):
+        for other in reversed(self._traces):
             try:
-                template = _Template(others, sizes, other, events)
+                template = _Template(other, trace)
             except _Mismatch:
                 continue
-            if all(not template.applies(s) or template.bill(s).counts == Counter(e) for s, e in self._traces):
+            if all(not template.applies(kept.sizes) or template.agrees(kept) for kept in self._traces):
                 templates.append(template)
         return max(templates, key=lambda template: template.freedom, default=None)
 

@@ -93,6 +93,11 @@ class Hollowed(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def storage_of(tensor: Tensor) -> torch.UntypedStorage:
+    """Return the memory that a tensor, hollow or not, lies in, or would lie in."""
+    return (tensor.meta if isinstance(tensor, Hollow) else tensor).untyped_storage()
+
+
 @dataclass(frozen=True)
 class _Look:
     """What the shape of a result depends on."""

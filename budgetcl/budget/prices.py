@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from budgetcl.budget import formulas
 from budgetcl.budget.counter import CountFlops, Event, Item, Trace, Unpriced, event_flops, itemise, register_formula
 from budgetcl.budget.derive import Bill, Family, bill_of
-from budgetcl.budget.hollow import Hollow, Hollowed
+from budgetcl.budget.hollow import Hollow, Hollowed, storage_of
 from budgetcl.errors import UserError
 from budgetcl.models.network import Network, structure_of
 from budgetcl.objectives.objective import Objective
@@ -29,7 +29,7 @@ from budgetcl.streams.batch import Batch
 __all__ = ["CountFlops", "Item", "Price", "Prices", "Unpriced", "register_formula"]
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-_Work = Callable[[nn.Module, Any, Any], object]  # (copy of the model, copy of the objective, copy of the input) -> any
+_Work = Callable[[nn.Module, Any, Any], list[Tensor]]  # (copies of model, objective, input) -> the tensors it holds
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class Price:
         network: FLOPs of the network and the objective, forward and backward.
         optimiser: FLOPs of the optimiser's step, by formula.
         measured: whether it was read from a first real call, because the work depends on the data's values.
+        memory: bytes that it needs at once. All parameters and buffers; for a forward, the input and the outputs, since
+            what lies between is freed on the way; for a gradient or an update, a gradient of each trainable parameter,
+            the optimiser's state (a copy for a momentum, one for each beta) and whatever autograd saves for the
+            backward. Memory that several tensors share, parameters among them, counts once.
         bill: what the network's FLOPs are made of.
     """
 
@@ -60,6 +64,7 @@ class Price:
     network: int
     optimiser: int
     measured: bool
+    memory: int
     bill: Bill = field(repr=False, compare=False)
     step: Item | None = field(default=None, repr=False, compare=False)
 
@@ -102,6 +107,7 @@ class Price:
             "network": self.network,
             "optimiser": self.optimiser,
             "measured": self.measured,
+            "memory": self.memory,
             "includes": common.id if common else None,
             "items": [item.to_dict() for item in items],
         }
@@ -120,7 +126,7 @@ class Prices:
     def __init__(self) -> None:
         self._prices: dict[Any, Price] = {}
         self._families: dict[Any, Family] = {}
-        self._outside_head: dict[str, int] = {}  # trainable parameters, by skeleton
+        self._outside_head: dict[str, _Size] = {}  # by skeleton
 
     def forward(self, model: nn.Module, x: Tensor) -> Price:
         """Return the price of a forward without gradient, in the mode that the model is in.
@@ -138,7 +144,7 @@ class Prices:
         if price is None:
             sizes = () if classes is None else (classes,)
             bill, measured = self._bill(key[:2] + key[3:], sizes, _forward, model, None, x)
-            price = self._keep(key, "forward", "", model, (("x", tuple(x.shape)),), bill, measured, None)
+            price = self._keep(key, "forward", "", model, (("x", tuple(x.shape)),), bill, measured, None, 0)
         return price
 
     def update(self, objective: Objective, model: nn.Module, batch: Batch, optimiser: Optimizer | None = None) -> Price:
@@ -153,9 +159,9 @@ class Prices:
         Raises:
             Unpriced: an operator, or the optimiser, has no formula.
         """
-        return self._learning(
-            "update", objective, model, batch, torch.optim.SGD if optimiser is None else type(optimiser)
-        )
+        if optimiser is None:
+            return self._learning("update", objective, model, batch, torch.optim.SGD, 1)
+        return self._learning("update", objective, model, batch, type(optimiser), _states(optimiser))
 
     def gradient(self, objective: Objective, model: nn.Module, batch: Batch, per_sample: bool = False) -> Price:
         """Return the price of a gradient, without a step.
@@ -169,7 +175,7 @@ class Prices:
         Raises:
             Unpriced: an operator has no formula.
         """
-        return self._learning("gradient", objective, model, batch, None, per_sample)
+        return self._learning("gradient", objective, model, batch, None, 0, per_sample)
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Return price id -> price, with what many prices have in common as entries of kind "part".
@@ -194,12 +200,14 @@ class Prices:
         model: nn.Module,
         batch: Batch,
         optimiser: type[Optimizer] | None,
+        states: int,
         per_sample: bool = False,
     ) -> Price:
         skeleton, classes = _identity(model)
         x = batch.x
         extra = tuple([(name, t.shape, t.dtype) for name, t in batch.extra.items()]) if batch.extra else ()
-        key = (kind, objective.key, skeleton, classes, model.training, x.shape, x.dtype, extra, optimiser, per_sample)
+        mode = (model.training, optimiser, states, per_sample)
+        key = (kind, objective.key, skeleton, classes, x.shape, x.dtype, extra, mode)
         price = self._prices.get(key)
         if price is not None:
             return price
@@ -213,10 +221,12 @@ class Prices:
         family = ("gradient", objective.key, skeleton, model.training, batch.x.shape, x.dtype, names)
         bill, measured = self._bill(family, sizes, _backward, model, objective, batch)
         if times > 1:
-            bill = Bill({event: count * times for event, count in bill.counts.items()}, None, bill.flops * times)
-        step = None if optimiser is None else _step(optimiser, self._trainable(model))
+            bill = Bill(
+                {event: count * times for event, count in bill.counts.items()}, None, bill.flops * times, bill.held
+            )
+        step = None if optimiser is None else _step(optimiser, self._size(model).trainable)
         shapes: Shapes = (("x", tuple(x.shape)), *((name, tuple(shape)) for name, shape, _ in extra))
-        return self._keep(key, kind, repr(objective.key), model, shapes, bill, measured, step)
+        return self._keep(key, kind, repr(objective.key), model, shapes, bill, measured, step, states)
 
     def _keep(
         self,
@@ -228,25 +238,39 @@ class Prices:
         bill: Bill,
         measured: bool,
         step: Item | None,
+        states: int,
     ) -> Price:
         skeleton, classes = _identity(model)
         structure = skeleton if classes is None else f"{skeleton}-{classes}"
-        parameters = 0 if kind == "forward" else self._trainable(model)
+        size = self._size(model)
+        parameters = 0 if kind == "forward" else size.trainable
+        memory = size.bytes + bill.held + (0 if kind == "forward" else (1 + states) * size.trainable_bytes)
         optimiser = 0 if step is None else step.flops
-        content = (kind, objective, structure, model.training, shapes, parameters, bill.flops, optimiser, measured)
+        content = (
+            kind,
+            objective,
+            structure,
+            model.training,
+            shapes,
+            parameters,
+            bill.flops,
+            optimiser,
+            measured,
+            memory,
+        )
         text = repr((formulas.ACCOUNTING_VERSION, *content, step and step.operator))
         price = Price(hashlib.sha256(text.encode()).hexdigest()[:12], *content, bill, step)
         self._prices[key] = price
         return price
 
-    def _trainable(self, model: nn.Module) -> int:
-        """Return the number of trainable parameters; outside a growing head they are counted once."""
+    def _size(self, model: nn.Module) -> _Size:
+        """Return a model's size; outside a growing head it is looked at once."""
         if not isinstance(model, Network):
-            return _trainable(model)
-        head = _trainable(model.head)
+            return _size(model)
+        head = _size(model.head)
         if model.skeleton not in self._outside_head:
-            self._outside_head[model.skeleton] = _trainable(model) - head
-        return self._outside_head[model.skeleton] + head
+            self._outside_head[model.skeleton] = _Size(*(whole - part for whole, part in zip(_size(model), head)))
+        return _Size(*(outside + part for outside, part in zip(self._outside_head[model.skeleton], head)))
 
     def _bill(
         self, family: Any, sizes: tuple[int, ...], work: _Work, model: nn.Module, objective: Any, inputs: Any
@@ -256,10 +280,10 @@ class Prices:
         bill = kept.derive(sizes) if kept is not None else None
         if bill is not None:
             return bill, False
-        events, measured = _trace(work, model, objective, inputs)
+        events, held, measured = _trace(work, model, objective, inputs)
         if measured or not sizes:
-            return bill_of(events), measured
-        return self._families.setdefault(family, Family()).add(sizes, events), False
+            return bill_of(events, held), measured
+        return self._families.setdefault(family, Family()).add(sizes, events, held), False
 
 
 def _identity(model: nn.Module) -> tuple[str, int | None]:
@@ -271,8 +295,27 @@ def _identity(model: nn.Module) -> tuple[str, int | None]:
     return hashlib.sha256(f"{structure_of(model)}{modes}".encode()).hexdigest()[:16], None
 
 
-def _trainable(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+class _Size(NamedTuple):
+    """How large a model is: trainable parameters, their bytes, and the bytes of all parameters and buffers."""
+
+    trainable: int
+    trainable_bytes: int
+    bytes: int
+
+
+def _size(model: nn.Module) -> _Size:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return _Size(
+        sum(p.numel() for p in trainable),
+        sum(p.nbytes for p in trainable),
+        sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
+    )
+
+
+def _states(optimiser: Optimizer) -> int:
+    """Return how many copies of the parameters an optimiser keeps: a momentum, one for each beta, AMSGrad's maximum."""
+    settings = optimiser.defaults
+    return bool(settings.get("momentum")) + len(settings.get("betas", ())) + bool(settings.get("amsgrad"))
 
 
 def _step(optimiser: type[Optimizer], parameters: int) -> Item:
@@ -287,39 +330,48 @@ def _step(optimiser: type[Optimizer], parameters: int) -> Item:
 # --- tracing ----------------------------------------------------------------------------------------------------------
 
 
-def _forward(model: nn.Module, objective: Any, x: Tensor) -> None:
+def _forward(model: nn.Module, objective: Any, x: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        model(x)
+        outputs = model(x)
+    return [x, *_tensors_in(outputs)]
 
 
-def _backward(model: nn.Module, objective: Any, batch: Batch) -> None:
-    loss, _ = objective(model, batch)
+def _backward(model: nn.Module, objective: Any, batch: Batch) -> list[Tensor]:
+    saved: list[Tensor] = []
+
+    def save(tensor: Tensor) -> Tensor:
+        saved.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        loss, _ = objective(model, batch)
     if loss.requires_grad:
         loss.backward()
+    return saved
 
 
-def _trace(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> tuple[list[Event], bool]:
-    """Return the priced operators of a piece of work, and whether they were read from a real call."""
+def _trace(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> tuple[list[Event], tuple[int, ...], bool]:
+    """Return the priced operators of a piece of work, what it holds, and whether they were read from a real call."""
     with _apart(model):
         try:
-            return _on_shapes(work, model, objective, inputs), False
+            return *_on_shapes(work, model, objective, inputs), False
         except Unpriced:
             raise
         except Exception:
             # The values matter, or something cannot run without them. If it is a mistake, the real call makes it too.
-            return _for_real(work, model, objective, inputs), True
+            return *_for_real(work, model, objective, inputs), True
 
 
-def _on_shapes(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> list[Event]:
+def _on_shapes(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> tuple[list[Event], tuple[int, ...]]:
     with Hollowed():
         model, objective = _copied(model, objective, {id(t): Hollow.of(t) for t in _tensors(model)})
         inputs = _mapped(inputs, Hollow.of)
         with Trace() as trace:
-            work(model, objective, inputs)
-    return trace.events
+            held = work(model, objective, inputs)
+    return trace.events, _bytes(held, model)
 
 
-def _for_real(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> list[Event]:
+def _for_real(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> tuple[list[Event], tuple[int, ...]]:
     devices = {t.device for t in _tensors(model)}
     results = {id(t): t.detach().clone() for t in _tensors(model) if not t.is_leaf}  # deepcopy does not take them
     model, objective = _copied(model, objective, results)
@@ -327,8 +379,29 @@ def _for_real(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> lis
         device = devices.pop()
         inputs = _mapped(inputs, lambda tensor: tensor.to(device))
     with Trace() as trace:
-        work(model, objective, inputs)
-    return trace.events
+        held = work(model, objective, inputs)
+    return trace.events, _bytes(held, model)
+
+
+def _bytes(held: Iterable[Tensor], model: nn.Module) -> tuple[int, ...]:
+    """Return the bytes of each piece of memory that tensors lie in, once each, those of the model left out."""
+    own = {storage_of(t)._cdata for t in (*model.parameters(), *model.buffers())}
+    storages = {storage._cdata: storage for storage in map(storage_of, held)}
+    return tuple(storage.nbytes() for key, storage in storages.items() if key not in own)
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of what a model returns: a tensor, a sequence, a mapping, or an object of tensors."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, Mapping)) or hasattr(value, "__dict__"):
+        values = (
+            value
+            if isinstance(value, (list, tuple))
+            else (value if isinstance(value, Mapping) else vars(value)).values()
+        )
+        for each in values:
+            yield from _tensors_in(each)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -299,6 +299,74 @@ def test_groups_and_transposed_convolutions_cost_what_one_counts_by_hand() -> No
     )
 
 
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_memory_of_a_linear_network_is_what_one_counts_by_hand() -> None:
+    model, prices = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3)), Prices()
+    batch = batch_of(4, 2, torch.float32)
+    weights = 4 * (12 * 5 + 5 + 5 * 3 + 3)
+    images, hidden, logits = 4 * 4 * 12, 4 * 4 * 5, 4 * 4 * 3  # the ReLU's result and the next input are one memory
+    saved = images + hidden + logits + 8 * 4 + 4  # the labels, and the sum of their weights
+    assert prices.forward(model, batch.x).memory == weights + images + logits
+    assert prices.gradient(Classify(), model, batch).memory == 2 * weights + saved
+    copies = {
+        torch.optim.SGD(model.parameters()): 2,
+        torch.optim.SGD(model.parameters(), momentum=0.9): 3,
+        torch.optim.AdamW(model.parameters()): 4,
+        torch.optim.AdamW(model.parameters(), amsgrad=True): 5,
+    }
+    for optimiser, count in copies.items():
+        assert prices.update(Classify(), model, batch, optimiser).memory == count * weights + saved
+    assert len(prices.to_json()) == 6  # each has an id of its own
+    model[1].requires_grad_(False)  # neither its gradient nor its input are needed any more
+    head = 4 * (5 * 3 + 3)
+    assert prices.gradient(Classify(), model, batch).memory == weights + head + saved - images
+
+
+def test_the_memory_of_a_convolution_is_what_one_counts_by_hand() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    batch = batch_of(5, 6, torch.float32)
+    weights, buffers = 4 * (4 * 27 + 4 + 4), 4 * (4 + 4) + 8  # running mean and variance, and a count
+    activation = 4 * 5 * 36 * 4
+    # The pictures; what the convolution, the ReLU and the softmax leave; the mean and deviation of the batch.
+    saved = 4 * 5 * 36 * 3 + 3 * activation + 2 * 4 * 4 + 8 * 5 + 4
+    assert Prices().gradient(Classify(), model, batch).memory == 2 * weights + buffers + saved
+
+
+def test_a_frozen_backbone_saves_less_and_a_teacher_only_its_logits() -> None:
+    batch = batch_of(8)
+    whole = Prices().gradient(CrossEntropy(), network(), batch).memory
+    head = Prices().gradient(CrossEntropy(), network(5, lambda n: [n.head]), batch).memory
+    model, rows = network(5), 4 * (16 + 1)
+    outside = sum(t.nbytes for t in (*model.backbone.parameters(), *model.buffers()))
+    # features, the softmax's result, labels, the sum of their weights
+    assert head == outside + 2 * 5 * rows + 4 * 8 * 16 + 4 * 8 * 5 + 8 * 8 + 4 < whole
+    alone = Prices().gradient(MSEDistillation(), model, batch).memory
+    taught = Prices().gradient(MSEDistillation(), model, batch.adding(teacher=torch.rand(8, 3))).memory
+    assert alone == whole
+    assert (
+        taught == whole + 4 * 8 * 3 + 4 * 8 * 5
+    )  # the teacher's logits and the network's own, which it is compared to
+
+
+def test_the_memory_of_a_real_update_is_what_its_price_says() -> None:
+    model, batch = network().train(), batch_of(6)
+    storages: dict[int, Any] = {}
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+
+    def save(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        CrossEntropy()(model, batch)
+    saved = sum(t.untyped_storage().nbytes() for pointer, t in storages.items() if pointer not in own)
+    weights = sum(p.nbytes for p in model.parameters())
+    expected = 2 * weights + sum(b.nbytes for b in model.buffers()) + saved
+    assert Prices().gradient(CrossEntropy(), model, batch).memory == expected
+
+
 # --- canaries: where torch's own counter errs -----------------------------------------------------------------------
 
 ERRS = tuple(int(part) for part in torch.__version__.split(".")[:2]) <= (2, 15)
