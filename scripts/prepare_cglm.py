@@ -64,7 +64,7 @@ def main(options: argparse.Namespace) -> int:
             table.add(split, rows)
         checks = checks_of(table) if options.expect == "published" else []
         said = table.finish("prepare_cglm.py", ORDERINGS[options.ordering], settings, checks, [WARNING], read=read)
-    return conclude(said, checks, pictures)
+    return conclude(said, checks, output, pictures)
 
 
 def checks_of(table: Prepared) -> list[Check]:

@@ -35,7 +35,7 @@ def main(options: argparse.Namespace) -> int:
             checks,
             read={partition: [file.name for file in files.files(partition)] for partition in PARTITIONS},
         )
-    return conclude(said, checks, options.pictures)
+    return conclude(said, checks, output, options.pictures)
 
 
 def checks_of(table: Prepared) -> list[Check]:

@@ -271,7 +271,7 @@ def main(options: argparse.Namespace) -> int:
             said = table.finish(
                 "prepare_imagenet2k.py", ordering(kind, options), settings(options), checks, notes, read=read
             )
-        status |= conclude(said, checks if kind == "ci" else [], folders.root)
+        status |= conclude(said, checks if kind == "ci" else [], path, folders.root)
     return status
 
 

@@ -50,7 +50,7 @@ def main(options: argparse.Namespace) -> int:
             {"val": options.val, "seed": options.seed},
             checks,
         )
-    return conclude(said, checks, folder)
+    return conclude(said, checks, output, folder)
 
 
 def read(kind: str, root: Path, train: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:

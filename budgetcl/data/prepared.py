@@ -1,8 +1,8 @@
 """Writing the table of a published stream: each piece of it looked at as it passes, memory bounded.
 
-The table is a parquet file with the columns ``path``, ``label``, ``split`` and, where they are known, ``order`` (the place
-of a streamed sample, -1 elsewhere) and ``time``. Beside it lies a JSON file that says what was read, by which settings, in
-which order, and how what came out compares with what was published.
+The table is a parquet file with the columns ``path``, ``label``, ``split`` and, where they are known, ``order`` (the
+place of a streamed sample, -1 elsewhere) and ``time``. Beside it lies a JSON file that says what was read, by which
+settings, in which order, and how what came out compares with what was published.
 """
 
 from __future__ import annotations
@@ -269,10 +269,12 @@ def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
     )  # fmt: skip
 
 
-def conclude(said: Mapping[str, Any], checks: Sequence[Check], root: Path) -> int:
+def conclude(said: Mapping[str, Any], checks: Sequence[Check], output: Path, root: Path) -> int:
     """Print what a finished table is and return the script's exit status: 1 where published numbers differ."""
     splits = ", ".join(f"{split} {count:,}" for split, count in said["samples"].items())
-    lines = [f"{said['table']}: {splits}; paths relative to {root}"]
+    lines = [f"{output.with_name(said['table'])}: {splits}"]
+    if output.parent.resolve() != root.resolve():
+        lines.append(f"  paths are relative to another folder: stream it with stream.root={root}")
     lines.append(f"  order: {said['ordering']} ({said['order_sha256'][:16]})")
     if said["dropped"]:
         lines.append(f"  {said['dropped']:,} pictures of the lists are not there and were left out")

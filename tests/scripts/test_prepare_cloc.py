@@ -5,6 +5,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from budgetcl.streams.table import table
+
 
 @pytest.fixture
 def cloc(tmp_path, picture):
@@ -99,3 +101,13 @@ def test_leaks_and_dead_links_are_found(cloc, prepare):
     assert train["path"].iloc[0].endswith("train_1.jpg")
     assert prepare(*arguments(cloc, "--missing", "trust")).returncode == 0
     assert pq.read_table(cloc / "data" / "cloc.parquet").num_rows == 44
+
+
+def test_a_table_elsewhere_says_which_root_a_run_needs(cloc, prepare, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "mine.parquet"
+    done = prepare(*arguments(cloc, "--output", elsewhere))
+    assert f"stream.root={cloc / 'data'}" in done.stdout
+    assert "stream.root" not in prepare(*arguments(cloc)).stdout
+    here = pq.read_table(cloc / "data" / "cloc.parquet")
+    assert pq.read_table(elsewhere).equals(here)
+    assert len(table(str(elsewhere), root=str(cloc / "data"), shifts=[]).stream.label) == 44
