@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from budgetcl.streams.cache import parts
+from budgetcl.streams.cache import parts, release
 
 _PART = 1 << 16  # paths that are hashed together
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
@@ -73,6 +73,7 @@ class Paths(Sequence[str]):
             digest = hashlib.sha256()
             for _, part in parts(self._hashes if self._order is None else self._order):
                 digest.update((part if self._order is None else self._hashes[part]).astype("<u8").tobytes())
+                release(self._hashes)
             self._digest = digest.hexdigest()
         return self._digest
 
@@ -84,6 +85,7 @@ class Paths(Sequence[str]):
         ascending = np.empty(len(self), np.uint64)
         for low, part in parts(self._hashes if self._order is None else self._order):
             ascending[low : low + len(part)] = part if self._order is None else self._hashes[part]
+            release(self._hashes)
         ascending.sort()
         twice = np.unique(ascending[1:][ascending[1:] == ascending[:-1]])
         if not len(twice):

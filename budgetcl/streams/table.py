@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from budgetcl.errors import UserError, at_least, between, one_of
 from budgetcl.streams.batch import Source
-from budgetcl.streams.cache import Columns, hash_of, kept, parts
+from budgetcl.streams.cache import Columns, hash_of, kept, parts, release
 from budgetcl.streams.cuts import evenly
 from budgetcl.streams.images import ImagePixels
 from budgetcl.streams.orders import STEPS, arranged, divided, labels_in, rows_where, sorted_by
@@ -252,6 +252,8 @@ def _fill(columns: Columns, rows: Rows, plan: _Plan) -> dict[str, Any]:
         columns.append("set", sets[part])
         if plan.timed and rows.time is not None:
             columns.append("time", rows.time[part])
+            release(rows.time)
+        release(rows.label)
     columns.append("bounds", bounds)
     label, sets = columns["label"], columns["set"]
     if RETENTION in heldout:
@@ -332,6 +334,7 @@ def _retake(columns: Columns, n: int) -> None:
         later = np.searchsorted(time[:n], time[low : low + len(part)][retaken], side="right") - 1
         origin[retaken] = later.clip(0)
         columns.append("origin", origin)
+        release(time)
 
 
 def _past(label: IntArray, sets: NDArray[np.int8]) -> IntArray:
