@@ -1,0 +1,37 @@
+"""The dry run: what it spares itself, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+from torch.optim import Optimizer
+
+from budgetcl.dry_run import _nothing_compiled
+
+SMALL = """
+import sys
+from budgetcl.dry_run import price
+price(["stream=glyphs", "stream.pretrain_classes=8", "stream.stream_classes=4", "stream.steps=2",
+       "method=naive,kd_mse", "learner.batch=8", "reference.batch=8", "budget.updates=2"])
+print(sorted({"torch._dynamo", "torch._inductor", "torch.distributed.tensor"} & set(sys.modules)))
+"""
+
+
+def test_a_dry_run_does_not_import_the_compiler() -> None:
+    """It takes longer than the dry run; if this fails with a newer torch, see _nothing_compiled."""
+    done = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True, check=True)
+    assert "kd_mse" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_torch_is_left_as_it_was() -> None:
+    code = Optimizer.add_param_group.__code__
+    function = (Optimizer.add_param_group.__closure__ or ())[code.co_freevars.index("fn")].cell_contents
+    before = dict(vars(function))
+    with _nothing_compiled():
+        assert hasattr(function, "__dynamo_disable")
+        optimiser = torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.1)
+    assert vars(function) == before
+    assert len(optimiser.param_groups) == 1
