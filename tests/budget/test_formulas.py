@@ -163,6 +163,8 @@ def test_work_that_torch_does_not_see_costs_what_the_rules_say() -> None:
     assert formulas.scores(n, c) == 2500
     assert formulas.fisher(10, 1000, 50) == 10 * 1100
     assert formulas.gradient_scores(10, 1000) == 10_000
+    assert formulas.gradient_diversity(n, c, d, 10) == 100 * (63 + 10 * 44)
+    assert formulas.descent(50) == 100
     assert [f(10) for f in (formulas.sgd, formulas.adam, formulas.adamw, formulas.ema)] == [60, 120, 140, 30]
 
 
