@@ -28,6 +28,7 @@ lint: .venv/dev
 bench: .venv/dev
 	$(BIN)/python scripts/bench_overhead.py
 	$(BIN)/python scripts/bench_charge.py
+	$(BIN)/python scripts/bench_samplers.py
 	$(BIN)/python scripts/bench_metrics.py
 
 setup: .venv/dev
