@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from budgetcl.configuration import compose, conf_folder, plain, run_id
 from budgetcl.errors import UserError
@@ -14,9 +15,9 @@ from budgetcl.metrics.blind import blind_predictions
 from budgetcl.randomness import generator
 
 METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml"))
-BLIND = [name for name in METHODS if plain(compose([f"method={name}"]))["method"]["group"] == "blind"]
-FROZEN = [name for name in METHODS if plain(compose([f"method={name}"]))["method"]["group"] == "frozen"]
-TRAINED = [name for name in METHODS if name not in BLIND + FROZEN]
+GROUP = {name: yaml.safe_load((conf_folder() / f"method/{name}.yaml").read_text())["method"]["group"] for name in METHODS}
+BLIND = [name for name in METHODS if GROUP[name] == "blind"]
+TRAINED = [name for name in METHODS if GROUP[name] not in ("blind", "frozen")]
 
 
 # --- learning rates ---------------------------------------------------------------------------------------------------
