@@ -109,7 +109,6 @@ TRAINED = {
     },
 }
 SAME_KEYS = {"budget/flops": "budget/updates", "budget/passes": "budget/updates", "backbone/small": "backbone/glyphs"}
-OF_A_BACKBONE = "features.of={_target_: budgetcl.learners.features.FrozenBackbone, backbone: '${backbone}'}"
 TRAINED |= {
     "learner/frozen": {
         "features": ("glyphs", "slda", (), "features=random_relu"),
@@ -119,7 +118,6 @@ TRAINED |= {
     },
     "features/backbone": {"backbone": ("glyphs", "slda", (), "backbone.pretrained=null")},
     "features/random_fourier": {
-        "of": ("glyphs", "randumb", (), OF_A_BACKBONE),
         "width": ("glyphs", "randumb", (), "features.width=100"),
         "gamma": ("glyphs", "randumb", (), "features.gamma=1.0"),
         "seed": ("glyphs", "randumb", (), "features.seed=5"),

@@ -15,7 +15,7 @@ from budgetcl.metrics.blind import blind_predictions
 from budgetcl.randomness import generator
 
 METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml"))
-GROUP = {name: yaml.safe_load((conf_folder() / f"method/{name}.yaml").read_text())["method"]["group"] for name in METHODS}
+GROUP = {m: yaml.safe_load((conf_folder() / f"method/{m}.yaml").read_text())["method"]["group"] for m in METHODS}
 BLIND = [name for name in METHODS if GROUP[name] == "blind"]
 TRAINED = [name for name in METHODS if GROUP[name] not in ("blind", "frozen")]
 

@@ -102,17 +102,17 @@ class RandomFourier:
     2 d width an image, for training and predicting alike.
 
     Args:
-        of: the features that are embedded, (n, d).
         width: of the embedding.
         gamma: of the kernel; it goes with the mean squared difference, so it does not depend on d.
+        of: the features that are embedded, (n, d); None: the pixels.
         seed: of W and b.
     """
 
-    def __init__(self, of: Features, width: int, gamma: float, seed: int = 0) -> None:
+    def __init__(self, width: int, gamma: float, of: Features | None = None, seed: int = 0) -> None:
         at_least(1, **{"features.width": width})
         if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 < gamma < math.inf:
             raise UserError(f"features.gamma={gamma!r} given; a number above 0 is expected")
-        self._product, self._gamma, self._seed = _RandomProduct(of, width), gamma, seed
+        self._product, self._gamma, self._seed = _RandomProduct(of or Pixels(), width), gamma, seed
 
     def begin(self, image_shape: Shape) -> int:
         """Draw W and b; return the width."""

@@ -52,7 +52,7 @@ def test_pixels_are_rows_from_zero_to_one_and_free(compute, charged):
 
 @pytest.mark.parametrize("gamma", [0.5, 5.0])
 def test_random_fourier_features_approximate_their_kernel(compute, gamma):
-    features = RandomFourier(Pixels(), width=20_000, gamma=gamma)
+    features = RandomFourier(width=20_000, gamma=gamma)
     features.begin(SHAPE)
     x = images(6)
     x[3:] = x[:3] // 2 + x[3:] // 2  # some near each other
@@ -76,9 +76,7 @@ def test_random_relu_features_are_the_positive_part_of_a_fixed_normal_product(co
     torch.testing.assert_close(features(x[2:], "train", compute), out[2:])
 
 
-@pytest.mark.parametrize(
-    "make", [lambda w, s: RandomFourier(Pixels(), w, 1.0, s), lambda w, s: RandomReLU(Pixels(), w, s)]
-)
+@pytest.mark.parametrize("make", [lambda w, s: RandomFourier(w, 1.0, seed=s), lambda w, s: RandomReLU(Pixels(), w, s)])
 def test_random_features_cost_their_product_and_follow_their_seed(compute, charged, make):
     one, again, other = make(50, 0), make(50, 0), make(50, 1)
     for features in (one, again, other):
@@ -94,10 +92,10 @@ def test_random_features_cost_their_product_and_follow_their_seed(compute, charg
 
 def test_random_features_of_a_backbone_pay_for_both(compute):
     backbone = FrozenBackbone(SmallResNet())
-    features = RandomReLU(backbone, width=100)
-    features.begin(SHAPE)
-    assert features.price(compute) == backbone.price(compute) + 2 * 64 * 100
-    assert features.nbytes() == backbone.nbytes() + 4 * 64 * 100
+    for features, phase in ((RandomReLU(backbone, 100), 0), (RandomFourier(100, 1.0, of=backbone), 400)):
+        features.begin(SHAPE)
+        assert features.price(compute) == backbone.price(compute) + 2 * 64 * 100
+        assert features.nbytes() == backbone.nbytes() + 4 * 64 * 100 + phase
 
 
 @pytest.mark.parametrize("width", [0, 1.5, "many"])
@@ -105,10 +103,10 @@ def test_a_width_that_is_none_is_refused(width):
     with pytest.raises(UserError, match=r"features.width=.* given; an integer of at least 1"):
         RandomReLU(Pixels(), width)
     with pytest.raises(UserError, match=r"features.width=.* given; an integer of at least 1"):
-        RandomFourier(Pixels(), width, 1.0)
+        RandomFourier(width, 1.0)
 
 
 @pytest.mark.parametrize("gamma", [0, -1, float("inf"), True, "wide"])
 def test_a_gamma_that_is_none_is_refused(gamma):
     with pytest.raises(UserError, match=r"features.gamma=.* given; a number above 0"):
-        RandomFourier(Pixels(), 10, gamma)
+        RandomFourier(10, gamma)
