@@ -120,6 +120,12 @@ class Compute:
         with self._unwatched():
             return self.prices.forward(network, x).total
 
+    def gradient_price(self, objective: Objective, network: Network, batch: Batch) -> int:
+        """Return the FLOPs of a :meth:`gradient`, without making it; asking costs nothing."""
+        network.eval()
+        with self._unwatched():
+            return self.prices.gradient(objective, network, batch).total
+
     def gradient(
         self, objective: Objective, network: Network, batch: Batch, category: str
     ) -> tuple[Mapping[str, Tensor], Outputs]:
@@ -251,7 +257,8 @@ class Compute:
 
     def refund(self, category: str, flops: int) -> None:
         """Give back a part of what :meth:`work` charged in this step: for iterative work that paid for its maximum."""
-        self.ledger.refund(category, flops, "work", flops if self.budget.currency.meters else 0)
+        if not self._dry:  # blank answers end it too early: an estimate keeps the maximum
+            self.ledger.refund(category, flops, "work", flops if self.budget.currency.meters else 0)
 
     # --- what the loop calls --------------------------------------------------------------------------------------
 
