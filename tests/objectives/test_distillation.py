@@ -24,7 +24,7 @@ def sigmoid(z):
 
 def bce(toy, n):
     q, p = sigmoid(T[:n]), sigmoid(toy.z[:n, :2])
-    return -(q * np.log(p) + (1 - q) * np.log(1 - p)).sum() / n
+    return -(q * np.log(p) + (1 - q) * np.log(1 - p)).sum() / (2 * n)
 
 
 def kl(toy, n, temperature):
