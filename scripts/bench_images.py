@@ -29,6 +29,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from budgetcl.assemble import keep_freed_memory
 from budgetcl.data.pack import pack
 from budgetcl.streams.decoding import decoded
 from budgetcl.streams.images import Files, ImagePixels, Pictures
@@ -88,7 +89,7 @@ def bare(pictures: Pictures, count: int, workers: int, train: bool, in_memory: b
     def share(first: int) -> None:
         for row in range(first, count, workers):
             source = io.BytesIO(data[row]) if in_memory else sources[row]
-            decoded(source, "", SIZE, 3, SIZE / RESIZE, None if numbers is None else numbers[row])
+            decoded(source, str, SIZE, 3, SIZE / RESIZE, None if numbers is None else numbers[row])
 
     def run() -> None:
         for future in [executor.submit(share, first) for first in range(workers)]:
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     results, load = [], os.getloadavg()[0]
+    keep_freed_memory()  # as a run does
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_photographs(folder, options.pictures)
@@ -145,9 +147,9 @@ def main() -> None:
         "",
         f"Made by `scripts/bench_images.py`: {options.pictures} JPEGs of 500 x 375 to {SIZE} x {SIZE}, batches of "
         f"{BATCH}, {DEPTH} begun ahead; {os.cpu_count()} cores ({platform.machine()}, shared with other work: load "
-        f"average {load:.1f} at the start), Python {platform.python_version()}, Pillow {PIL.__version__}. *Training* is "
-        f"random_resized_crop, *evaluation* the centre of the short side resized to {RESIZE}. Speed and CPU are those "
-        "of the bare decoder divided by ours: 1 is as fast, more is faster than the loop.",
+        f"average {load:.1f} at the start), Python {platform.python_version()}, Pillow {PIL.__version__}. *Training*: "
+        f"random_resized_crop, *evaluation* the middle, the short side resized to {RESIZE}. *Speed* and *CPU* are our "
+        "pictures per second and per CPU second as a share of the bare decoder's.",
         "",
         "| what | threads | pictures/s | bare decoder | speed | CPU |",
         "|---|---|---|---|---|---|",

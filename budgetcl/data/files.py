@@ -79,5 +79,5 @@ def _digest(pictures: Pictures, row: int) -> bytes:
         data = source.read() if isinstance(source, BytesIO) else Path(source).read_bytes()
     except (OSError, ValueError) as error:
         raise refusal(error, name) from error
-    decoded(BytesIO(data), name, _SIDE, 3)
+    decoded(BytesIO(data), lambda: name, _SIDE, 3)
     return hashlib.blake2b(data, digest_size=16).digest()

@@ -171,7 +171,7 @@ def _part(
         def encode(place: int) -> None:
             row = block[place]
             try:
-                made[place] = shrunk(pictures.source(row), pictures.name(row), short_side)
+                made[place] = shrunk(pictures.source(row), lambda: pictures.name(row), short_side)
             except Damaged as damage:
                 made[place] = str(damage)
 

@@ -8,7 +8,7 @@ decode side by side. (torchvision's decoder is a third faster on JPEGs of 500 pi
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -43,7 +43,7 @@ class Damaged(UserError):
 
 def decoded(
     source: str | os.PathLike[str] | BinaryIO,
-    name: str,
+    name: Callable[[], str],
     size: int,
     channels: int,
     share: float = 1.0,
@@ -56,14 +56,14 @@ def decoded(
 
     Args:
         source: a path, or a file of bytes.
-        name: what to call it when it is refused.
+        name: what to call it, asked when it is refused.
         size: side of the square, in pixels.
         channels: 1 (grey) or 3 (RGB).
         share: of the short side that the middle square has.
         numbers: of :func:`budgetcl.streams.transforms.random_box`; None for the middle.
 
     Returns:
-        (channels, size, size) uint8, a view of (size, size, channels).
+        (channels, size, size) uint8, laid out channels last.
 
     Raises:
         Damaged: the picture is missing, unreadable, or has more than :data:`MOST_PIXELS`.
@@ -77,7 +77,7 @@ def decoded(
     except MemoryError:
         raise
     except Exception as error:  # decoders meet hostile bytes: whatever else they raise, it is the picture's fault
-        raise refusal(error, name) from error
+        raise refusal(error, name()) from error
 
 
 def refusal(error: Exception, name: str) -> UserError:
@@ -93,7 +93,7 @@ def refusal(error: Exception, name: str) -> UserError:
     return Damaged({0: f"{name} is no readable picture ({reason}): {', '.join(FORMATS)} are read"})
 
 
-def shrunk(source: str | os.PathLike[str] | BinaryIO, name: str, short_side: int) -> bytes:
+def shrunk(source: str | os.PathLike[str] | BinaryIO, name: Callable[[], str], short_side: int) -> bytes:
     """Return a picture encoded anew, its short side at most ``short_side``, as it is to be packed.
 
     A JPEG or PNG that is small enough and upright is returned as it is, to the bit; any other that is small enough as
@@ -126,7 +126,7 @@ def shrunk(source: str | os.PathLike[str] | BinaryIO, name: str, short_side: int
     except MemoryError:
         raise
     except Exception as error:  # as in decoded
-        raise refusal(error, name) from error
+        raise refusal(error, name()) from error
 
 
 def upright(image: Image.Image, mode: str) -> Image.Image:

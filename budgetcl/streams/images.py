@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol
@@ -50,14 +51,15 @@ class Files:
     """
 
     def __init__(self, folder: Path, paths: Sequence[str]) -> None:
-        self._folder, self._paths = folder, paths if isinstance(paths, Paths) else Paths.of(paths)
+        self._prefix = str(folder / "_")[:-1]  # joined to a path at each use
+        self._paths = paths if isinstance(paths, Paths) else Paths.of(paths)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def name(self, row: int) -> str:
         """Return the path."""
-        return str(self._folder / self._paths[row])
+        return self._prefix + self._paths[row]
 
     source = name
 
@@ -120,7 +122,7 @@ class ImagePixels:
         self._workers = Workers(workers)
 
     def __call__(self, indices: IntArray, augment: np.random.Generator | None = None) -> Tensor:
-        """Return the pictures as uint8 (len(indices), channels, size, size).
+        """Return the pictures as uint8 (len(indices), channels, size, size), laid out channels last.
 
         Raises:
             Damaged: a picture is missing or unreadable.
@@ -155,33 +157,40 @@ class ImagePixels:
 
     def _remembered(self, indices: IntArray) -> Pending[Shown]:
         if not len(self._kept):
-            self._kept = torch.zeros((len(self._known), *self.shape), dtype=torch.uint8)
+            self._kept = self._empty(len(self._known))
         new = np.unique(indices[~self._known[indices]])
 
         def gathered(fresh: Shown) -> Shown:
             self._known[np.delete(new, list(fresh.damaged))] = True
             broken = {int(new[place]): reason for place, reason in fresh.damaged.items()}
             damaged = {place: broken[row] for place, row in enumerate(indices.tolist()) if row in broken}
-            return Shown(self._kept[torch.from_numpy(indices)], damaged if broken else {})
+            rows = self._kept.permute(0, 2, 3, 1)[torch.from_numpy(indices)]  # gathered as they lie
+            return Shown(rows.permute(0, 3, 1, 2), damaged if broken else {})
 
         return self._decoded(new, None, into=(self._kept, new)).then(gathered)
+
+    def _empty(self, count: int) -> Tensor:
+        """Return room for pictures, laid out channels last: as decoders write them, and as convolutions read them."""
+        channels, height, width = self.shape
+        return torch.empty((count, height, width, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
 
     def _decoded(
         self, indices: IntArray, numbers: Numbers | None, into: tuple[Tensor, IntArray] | None = None
     ) -> Pending[Shown]:
         """Decode pictures into new rows, or into the given rows of a tensor."""
-        x, rows = (torch.zeros((len(indices), *self.shape), dtype=torch.uint8), None) if into is None else into
+        x, rows = (self._empty(len(indices)), None) if into is None else into
         out: NDArray[np.uint8] = x.numpy()
         damaged: dict[int, str] = {}
         channels, size, _ = self.shape
 
         def decode(place: int) -> None:
-            row = int(indices[place])
-            name, part = self._pictures.name(row), None if numbers is None else numbers[place]
+            row, at = int(indices[place]), place if rows is None else rows[place]
+            part = None if numbers is None else numbers[place]
             try:
-                picture = decoded(self._pictures.source(row), name, size, channels, self._share, part)
-                out[place if rows is None else rows[place]] = picture
+                name = partial(self._pictures.name, row)
+                out[at] = decoded(self._pictures.source(row), name, size, channels, self._share, part)
             except Damaged as damage:
                 damaged[place] = damage.reasons[0]
+                out[at] = 0
 
         return self._workers.each(len(indices), decode).then(lambda _: Shown(x, dict(sorted(damaged.items()))))

@@ -17,7 +17,9 @@ import hashlib
 import json
 import os
 import weakref
+from bisect import bisect_right
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +50,9 @@ class Packed:
     def __init__(self, folder: Path, paths: Paths, rows: NDArray[Any] | None = None) -> None:
         header = read_header(folder)
         self._folder, self._paths, self._rows = folder, paths, rows
-        self._offsets = np.load(folder / OFFSETS, mmap_mode="r")
+        self._offsets = np.asarray(np.load(folder / OFFSETS, mmap_mode="r"))
         self._digest = header["digest"]
-        self._starts = np.cumsum([0, *(file["bytes"] for file in header["files"])])
+        self._starts = list(accumulate((file["bytes"] for file in header["files"]), initial=0))
         if len(paths) != len(self._offsets) - 1 or self._offsets[-1] != self._starts[-1]:
             raise UserError(f"{folder} is not whole: its table, offsets and pictures do not fit; pack it again")
         self._files = [os.open(folder / file["name"], os.O_RDONLY) for file in header["files"]]
@@ -70,9 +72,10 @@ class Packed:
         It is read, not mapped: a thread that waits for a mapped page holds the interpreter's lock, one that reads does
         not.
         """
-        start, end = self._offsets[self._place(row) :][:2].tolist()
-        file = int(np.searchsorted(self._starts, start, side="right")) - 1
-        return BytesIO(os.pread(self._files[file], end - start, start - int(self._starts[file])))
+        place = self._place(row)
+        start, end = int(self._offsets[place]), int(self._offsets[place + 1])
+        file = bisect_right(self._starts, start) - 1
+        return BytesIO(os.pread(self._files[file], end - start, start - self._starts[file]))
 
     def digest(self) -> str:
         """Return a hash of the pictures' bytes, in the order of the rows."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -93,4 +92,4 @@ def shifted(x: Tensor, numbers: Numbers, flip: bool) -> Tensor:
     rows = (place + down).clip(0, size - 1)
     columns = (np.where(turned, size - 1 - place, place) + across).clip(0, size - 1)
     picked = x[np.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return torch.as_tensor(picked).permute(0, 3, 1, 2).contiguous()
+    return picked.permute(0, 3, 1, 2)
