@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from budgetcl.assemble import build, make_parts
 from budgetcl.configuration import method_label, plain, run_id
 from budgetcl.errors import UserError
+from budgetcl.foresight import warning
 from budgetcl.loop import Progress, run
 from budgetcl.records.claim import claimed
 from budgetcl.records.record import Record, Results, finished, free_place, settle
@@ -69,6 +70,8 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[R
         "threads": cfg.threads,
         "precision": cfg.precision,
     }
+    if long := warning(cfg, parts):
+        print(f"note: {long}", flush=True)
     with claimed(place / f".{identity}.lock"):
         if (before := finished(place, identity)) and not again:  # made by another process since we looked
             return _already(before, narrator)
