@@ -189,3 +189,12 @@ def test_more_clusters_than_candidates_are_as_many_as_candidates(place, drawn):
 def test_settings_that_are_none_are_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_an_estimate_keeps_the_largest_number_of_iterations(place, spent):
+    place.compute._dry = True
+    sampler = KMeans(spend=1, clusters=8)
+    sampler.begin(place)
+    sampler.draw(8, 0)
+    once = 2 * 128 * 8 * 64 + 3 * 128 * 8 + 2 * 8 * 64 + 128 * 64 + 8 * 64
+    assert spent("select") == 2 * 128 * 64 + 7 * 4 * (2 * 128 * 64 + 3 * 128) + 2 * 128 * 64 + 20 * once
