@@ -7,7 +7,8 @@ import pytest
 
 from budgetcl.errors import UserError
 from budgetcl.memory.diverse import Herding, KMeans
-from budgetcl.memory.interference import GSS
+from budgetcl.memory.interference import GSS, MIR
+from budgetcl.memory.memory import Memory
 from budgetcl.memory.scored import MaxLoss
 from budgetcl.memory.selection import Selection
 
@@ -133,3 +134,24 @@ def test_shares_that_are_none_are_refused(setting):
 def test_numbers_that_are_none_are_refused(setting):
     with pytest.raises(UserError, match="an integer of at least 1"):
         MaxLoss(**setting)
+
+
+@pytest.mark.parametrize("make", [*SELECTIONS, lambda spend: MIR(rate=0.1)])
+@pytest.mark.parametrize("labels", [[0], [0, 15]])  # one class; classes in between of which nothing is left
+def test_one_class_and_classes_without_samples_are_drawn_from_repeatably(place, drawn, make, labels):
+    rows = np.flatnonzero(np.isin(place.memory.label, labels))
+    state = place.memory.state_dict()
+    memory = Memory()
+    memory.load_state_dict({**state, **{name: state[name][rows] for name in ("index", "label", "used")}, "new": 3})
+    where = replace(place, memory=memory)
+    first, again = (drawn(make(spend=1), where, 4, 3) for _ in range(2))
+    assert first == again
+    assert max(first) < 8 * len(labels)
+
+
+@pytest.mark.parametrize("make", SELECTIONS)
+def test_draws_differ_by_update_and_by_seed(place, make):
+    sampler = make(spend=0.1)
+    first = first_draw(sampler, place).tolist()
+    assert sampler.draw(8, 1).tolist() != first
+    assert first_draw(make(spend=0.1), replace(place, seed=1)).tolist() != first
