@@ -73,7 +73,7 @@ def neighbours_matter(learner, compute, source, classes):
 
     def ask(x):
         with compute.predicting(10**6, 100 * len(x), classes):
-            answer = learner.predict(Query(lambda indices: x[indices], np.arange(len(x))), compute)
+            answer = learner.predict(Query(lambda indices, augment=None: x[indices], np.arange(len(x))), compute)
         return np.asarray(answer.classes), np.asarray(answer.top), np.asarray(answer.confidence)
 
     x = source.pixels(np.arange(32))
