@@ -42,7 +42,8 @@ class UnbiasedReplay:
 
     A sample that this step revealed has the cross-entropy of cos(f, w_c) / temperature, f being its feature and w_c
     the head's row of class c; a replayed one has that of the logits, <f, w_c> (and the bias, where the head has
-    one). It is meant for a linear head: the logits of a cosine head have no norm.
+    one). It is meant for a linear head, since the logits of a cosine head have no norm, and for one whose new rows are
+    of ordinary size (head.scale=1): the gradient of a cosine grows as 1 / norm.
 
     The paper's temperature is not known to us; 0.09 is that of its authors' code for PCR, which has the same cosine.
 
