@@ -162,7 +162,7 @@ TRAINED |= {
         "weight": ("glyphs", "kd_cosine", (), "objective.weight=0.9"),
         "of": ("glyphs", "kd_cosine", (), "objective.of=logits"),
     },
-    "objective/feature_distillation": {"weight": ("glyphs", "kd_feature", (), "objective.weight=0.2")},
+    "objective/feature_distillation": {"weight": ("glyphs", "kd_feature", (), "objective.weight=0.1")},
     "objective/der": {"alpha": ("glyphs", "der", (), "objective.alpha=1.0")},
     "objective/derpp": {
         "alpha": ("glyphs", "derpp", (), "objective.alpha=1.0"),
