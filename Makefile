@@ -30,6 +30,7 @@ bench: .venv/dev
 	$(BIN)/python scripts/bench_charge.py
 	$(BIN)/python scripts/bench_samplers.py
 	$(BIN)/python scripts/bench_metrics.py
+	$(BIN)/python scripts/bench_table.py
 
 setup: .venv/dev
 
