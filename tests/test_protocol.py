@@ -192,6 +192,10 @@ def test_the_run_id_follows_each_scientific_key_and_nothing_else():
     assert len({base, *map(identity, changed)}) == 1 + len(changed)
     assert {identity(override) for override in unchanged} == {base}
     assert identity("seed=1", "batch_norm=frozen") == identity("batch_norm=frozen", "seed=1")
+    photos = ("stream=table", "stream.path=photos.csv")
+    read_otherwise = ("stream.workers=3", "stream.memory=0", "stream.cache=elsewhere")
+    assert {identity(*photos, override) for override in read_otherwise} == {identity(*photos)}
+    assert len({identity(*photos, change) for change in ("seed=0", "stream.damaged=replace", "stream.size=64")}) == 3
 
 
 # --- teachers ---------------------------------------------------------------------------------------------------------

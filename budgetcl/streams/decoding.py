@@ -89,8 +89,8 @@ def refusal(error: Exception, name: str) -> UserError:
         return UserError(f"{name} cannot be read ({error.strerror}): the file system refused, not the picture")
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
-        reason = "empty, or of another kind"
-    return Damaged({0: f"{name} is no readable picture ({reason}): {', '.join(FORMATS)} are read"})
+        reason = f"empty, or of another kind than {', '.join(FORMATS)}"
+    return Damaged({0: f"{name} is no readable picture ({reason})"})
 
 
 def shrunk(source: str | os.PathLike[str] | BinaryIO, name: Callable[[], str], short_side: int) -> bytes:

@@ -6,6 +6,7 @@ from PIL import Image
 from budgetcl.errors import UserError
 from budgetcl.streams.decoding import Damaged
 from budgetcl.streams.images import Files, ImagePixels
+from budgetcl.streams.prefetch import ahead
 
 
 def save(path, array, **options):
@@ -75,3 +76,27 @@ def test_options_that_do_not_exist_are_refused(folder):
         ImagePixels(Files(folder, NAMES), 16, 3, "flip")
     with pytest.raises(UserError, match="channels=4"):
         ImagePixels(Files(folder, NAMES), 16, 4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"memory": 0}, {"augment": "crop"}, {"augment": "random_resized_crop"}])
+def test_pictures_lie_channels_last_however_they_came_about(folder, settings):
+    """Convolutions choose their arithmetic by the layout: it must not follow from what fits into memory."""
+    x = ImagePixels(Files(folder, NAMES), 16, 3, **settings)(np.arange(4), np.random.default_rng(0))
+    assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "random_resized_crop"])
+def test_neither_threads_nor_memory_nor_batches_begun_ahead_change_a_picture(folder, augment):
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        save(folder / f"{i}.png", rng.integers(0, 256, (20, 30, 3)))
+    batches = [rng.integers(0, 6, 5) for _ in range(4)]
+
+    def drawn_by(depth, **settings):
+        pixels = ImagePixels(Files(folder, NAMES), 16, 3, augment, **settings)
+        begun = ahead(enumerate(batches), lambda b: pixels.begin(b[1], np.random.default_rng(b[0])), depth)
+        return torch.stack([shown.x for shown in begun])
+
+    expected = drawn_by(0, workers=0)
+    for depth, settings in ((0, {"workers": 3}), (3, {"workers": 3}), (2, {"workers": 1, "memory": 0})):
+        assert torch.equal(drawn_by(depth, **settings), expected)
