@@ -16,6 +16,7 @@ from budgetcl.errors import UserError, nearest
 
 # What a result depends on; the rest (device, output, tracker, name) is recorded, not hashed.
 SCIENTIFIC = ("stream", "budget", "reference", "learner", "metrics", "seed", "threads", "precision")
+_HOW_READ = ("workers", "memory", "cache")  # of a stream: how its pictures are read, not what they are
 # Overrides of these do not make another method.
 _NOT_THE_METHOD = (
     "method", "seed", "stream", "output", "name", "rerun", "device", "query", "tracker", "threads", "experiment",
@@ -42,6 +43,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def run_id(config: Mapping[str, Any]) -> str:
     """Return the hash of the scientific part of a configuration."""
     data = {key: config[key] for key in SCIENTIFIC}
+    data["stream"] = {key: value for key, value in config["stream"].items() if key not in _HOW_READ}
     data["method"], data["accounting"] = config["method"]["name"], ACCOUNTING_VERSION
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
