@@ -132,19 +132,14 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    from budgetcl.configuration import compose
+    from budgetcl.configuration import compose, searched
     from budgetcl.run import execute
 
     arguments = [part for argument in arguments for part in _separated(argument)]
     with _one_line_errors(arguments):
         if any(argument.startswith("-") and argument not in ("--config-dir", "-cd") for argument in arguments):
             return _hydra(arguments)
-        overrides = [
-            argument
-            for argument, before in zip(arguments, ["", *arguments])
-            if not argument.startswith("-") and not before.startswith("-")
-        ]
-        execute(compose(arguments), overrides, several=False)
+        execute(compose(arguments), searched(arguments), several=False)
     return 0
 
 

@@ -20,7 +20,7 @@ _HOW_READ = ("workers", "memory", "cache")  # of a stream: how its pictures are 
 # Overrides of these do not make another method.
 _NOT_THE_METHOD = (
     "method", "seed", "stream", "output", "name", "rerun", "device", "query", "tracker", "threads", "experiment",
-    "hydra",
+    "hydra", "control", "unlimited_passes",
 )  # fmt: skip
 
 
@@ -45,26 +45,36 @@ def run_id(config: Mapping[str, Any]) -> str:
     data = {key: config[key] for key in SCIENTIFIC}
     data["stream"] = {key: value for key, value in config["stream"].items() if key not in _HOW_READ}
     data["method"], data["accounting"] = config["method"]["name"], ACCOUNTING_VERSION
+    if config["control"] is not None:  # another run on the same settings
+        data["control"], data["unlimited_passes"] = config["control"], config["unlimited_passes"]
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def method_label(name: str, overrides: Sequence[str]) -> str:
     """Return what a row is called: the method's name, and what was changed about it."""
-    changes = [
-        override
-        for override in overrides
-        if override.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] not in _NOT_THE_METHOD
-    ]
+    changes = [override for override in overrides if group_of(override) not in _NOT_THE_METHOD]
     return f"{name}({','.join(changes)})" if changes else str(name)
+
+
+def group_of(override: str) -> str:
+    """Return the first part of an override's key: "sampler" of "sampler.spend=0.1"."""
+    return override.lstrip("+~").split("=")[0].split(".")[0].split("@")[0]
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
     """Return the configuration of some overrides without hydra's command line (``--config-dir`` is understood)."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
-        return hydra_compose("run", overrides=searched(overrides))
+    around = GlobalHydra.instance().hydra  # of a sweep whose run composes another configuration; hydra does not nest
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+            return hydra_compose("run", overrides=searched(overrides))
+    finally:
+        if around is not None:
+            GlobalHydra.instance().initialize(around)
 
 
 def searched(overrides: Sequence[str]) -> list[str]:

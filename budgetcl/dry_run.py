@@ -7,7 +7,7 @@ import copy
 import gc
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
-from budgetcl.assemble import make_parts
+from budgetcl.assemble import Parts, make_parts
 from budgetcl.budget.compute import Compute
 from budgetcl.budget.prices import Prices
 from budgetcl.configuration import compose
@@ -48,16 +48,18 @@ class _Blank:
         return self._zero.expand(len(indices), *self.shape)
 
 
-class _Tally:
+class Tally:
     """Stands where a record does: counts rows, keeps what was spent."""
 
     def __init__(self) -> None:
         self.rows = 0
 
     def log(self, **columns: Any) -> None:
+        """Count rows of the prediction log."""
         self.rows += len(columns["index"])
 
     def finish(self, steps: Mapping[str, Any], ledger: Mapping[str, Any], prices: Mapping[str, Any], **_: Any) -> None:
+        """Keep what was spent."""
         self.steps, self.ledger, self.prices = steps, ledger, prices
 
     interrupt = finish
@@ -86,7 +88,7 @@ def _nothing_compiled() -> Iterator[None]:
             delattr(function, _KEPT)
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """Enough steps were simulated."""
 
 
@@ -174,26 +176,21 @@ def _configurations(overrides: Sequence[str]) -> Iterator[DictConfig]:
 def estimate(cfg: DictConfig, method: str, seconds: float = _SECONDS, prices: Prices | None = None) -> Estimate:
     """Simulate a configuration's protocol, for about so many seconds, and return what it would cost."""
     parts = make_parts(cfg, prices=prices)
-    stream, learner, real = parts.source.stream, parts.learner, parts.compute
-    blank = Source(stream, _Blank(parts.source.pixels.shape))
-    compute = Compute(real.prices, real.budget, real.reference, torch.device("cpu"), dry=True)
-    tally = _Tally()
-
+    stream, learner, shape = parts.source.stream, parts.learner, parts.source.pixels.shape
     first: list[float] = []  # the first step pays for torch's own start-up
 
     def narrate(progress: Progress) -> None:
         first.append(time.process_time())  # so that it does not matter what else the machine does
         if first[-1] - first[0] > seconds:
-            raise _Enough
+            raise Enough
 
-    with contextlib.suppress(_Enough):
-        run(blank, learner, compute, tally, cfg.seed, narrate, cfg.query)  # type: ignore[arg-type]
+    tally = simulate(parts, cfg.seed, cfg.query, narrate)
     done = len(tally.steps["updates"])
     scale = len(stream) / done
     images, flops = _work(tally.ledger, tally.prices)
     total = scale * sum(flops.values())
     batch = int(cfg.reference.batch)
-    rate = _speed(learner, blank.pixels.shape, real.prices)
+    rate = _speed(learner, shape, parts.compute.prices)
     peak = max(
         (tally.prices[price]["memory"] for price in {*tally.ledger["price"]} if price in tally.prices), default=0
     )
@@ -215,10 +212,30 @@ def estimate(cfg: DictConfig, method: str, seconds: float = _SECONDS, prices: Pr
         total=total,
         utilisation=sum(tally.steps["spent"]) / max(1, sum(tally.steps["allowance"])),
         seconds=total / rate,
-        memory=peak + teacher + len(stream.label) * int(np.prod(blank.pixels.shape)),
+        memory=peak + teacher + len(stream.label) * int(np.prod(shape)),
         disk=int(scale * tally.rows * _BYTES_PER_ROW + len(stream.label) * _BYTES_PER_SAMPLE + _BYTES_PER_RECORD),
         simulated=(done, len(stream)),
     )
+
+
+def simulate(parts: Parts, seed: int, query: int, narrate: Callable[[Progress], None] = lambda progress: None) -> Tally:
+    """Send a learner through its stream on blank images: everything is charged, nothing is run.
+
+    Args:
+        parts: the learner and its memory are used up.
+        seed: of the run.
+        query: images per prediction.
+        narrate: called after each step; raises :class:`Enough` to leave it at that.
+
+    Returns:
+        What was spent.
+    """
+    real, tally = parts.compute, Tally()
+    blank = Source(parts.source.stream, _Blank(parts.source.pixels.shape))
+    compute = Compute(real.prices, real.budget, real.reference, torch.device("cpu"), dry=True)
+    with contextlib.suppress(Enough):
+        run(blank, parts.learner, compute, tally, seed, narrate, query)  # type: ignore[arg-type]
+    return tally
 
 
 def _work(ledger: Mapping[str, Any], prices: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:

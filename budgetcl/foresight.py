@@ -29,9 +29,13 @@ def warning(cfg: DictConfig, parts: Parts) -> str | None:
     smaller = "a smaller stream.size, " if hasattr(cfg.stream, "size") else ""
     return (
         f"this run is estimated at {seconds / HOUR:,.1f} hours without a GPU; shorter: {smaller}"
-        f"a lower budget.{given} (now {getattr(budget, given):g}), fewer samples, or a smaller backbone; "
+        f"a lower budget.{given} (now {_said(getattr(budget, given))}), fewer samples, or a smaller backbone; "
         "budgetcl price with the same settings shows what costs how much"
     )
+
+
+def _said(value: float | tuple[float, ...]) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else f"{min(value):g} to {max(value):g}"
 
 
 def _numbers(parts: Parts) -> float:
@@ -41,7 +45,7 @@ def _numbers(parts: Parts) -> float:
     if budget.passes is not None:
         images = budget.passes * stream.samples
     elif budget.updates is not None:
-        images = budget.updates * parts.compute.reference.batch * len(stream)
+        images = budget.updates_of(len(stream)) * parts.compute.reference.batch
     else:
         return float("inf")  # an allowance in FLOPs says nothing of images
     return float(images * channels * height * width)

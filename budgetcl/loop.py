@@ -25,8 +25,11 @@ from budgetcl.streams.revealed import Revealed
 from budgetcl.streams.stream import RETENTION, IntArray, TimeStep
 
 # By step, beside what the ledger has. "replaced": training pictures that could not be read, another of the batch stood
-# in; "unread": predictions of pictures that could not be read, logged as no answer.
-_MEASURED = ("seen", "classes", "updates", "stored", "replaced", "unread", "learning_seconds", "seconds")
+# in; "unread": predictions of pictures that could not be read, logged as no answer; "reference_memory": bytes that the
+# step's reference update needs at once, for memory-adjusted FLOPs.
+_MEASURED = (
+    "seen", "classes", "updates", "stored", "replaced", "unread", "reference_memory", "learning_seconds", "seconds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def run(
             steps["stored"].append(stored)
             steps["replaced"].append(revealed.replaced - replaced)
             steps["unread"].append(predict.unread - unread)
+            steps["reference_memory"].append(compute.reference_memory)
             steps["learning_seconds"].append(learning)
             steps["seconds"].append(now - clock)
             narrate(

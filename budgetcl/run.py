@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from budgetcl.assemble import build, make_parts
-from budgetcl.configuration import method_label, plain, run_id
+from budgetcl.assemble import build
+from budgetcl.configuration import plain, run_id
+from budgetcl.controls import plan, prepared
 from budgetcl.errors import UserError
 from budgetcl.foresight import warning
 from budgetcl.loop import Progress, run
@@ -32,7 +33,8 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[R
 
     Args:
         cfg: the composed configuration.
-        overrides: what was overridden on the command line; it tells rows of one method apart.
+        overrides: what was overridden on the command line; it tells rows of one method apart, and controls are composed
+            from it.
         several: whether this is one of several runs; it then says one line at its end.
 
     Returns:
@@ -46,25 +48,31 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[R
             raise UserError(f"{key}={cfg[key]!r} given; the name of a folder is expected")
     if not isinstance(cfg.rerun, bool):
         raise UserError(f"rerun={cfg.rerun!r} given; true or false is expected")
-    config = plain(cfg)
-    again = config.pop("rerun")
-    place, identity = Path(str(cfg.output)) / str(cfg.name), run_id(config)
+    planned, again = plan(cfg, overrides), cfg.rerun
+    place, identity = Path(str(cfg.output)) / str(cfg.name), run_id(plain(planned.asked))
     narrator = _Narrator(quiet=several)
     if (before := finished(place, identity)) and not again:
         return _already(before, narrator)
-    parts, metrics, tracker = make_parts(cfg), build(cfg.metrics), Guarded(build(cfg.tracker))
-    stream = parts.source.stream
-    method = method_label(cfg.method.name, overrides)
+    cfg, parts, budget = prepared(planned.asked, overrides)
+    config = plain(cfg)
+    del config["rerun"]
+    metrics, tracker = build(cfg.metrics), Guarded(build(cfg.tracker))
+    method, stream = planned.label, parts.source.stream
     info: dict[str, Any] = {
         "id": identity,
         "name": cfg.name,
         "method": method,
-        "group": cfg.method.group,
+        "group": "control" if planned.of else cfg.method.group,
+        "control": {"kind": cfg.control, "of": planned.of} if planned.of else None,
         "seed": cfg.seed,
         "stream": stream.name,
         "notes": list(stream.notes),
-        "budget": {name: getattr(parts.compute.budget, name) for name in ("updates", "passes", "flops")},
-        "rest": parts.compute.budget.rest,
+        "budget": {
+            **{name: getattr(budget, name) for name in ("updates", "passes", "flops", "bytes")},
+            "currency": budget.currency.name,
+        },
+        "rest": budget.rest,
+        "currency": parts.compute.budget.currency.name,  # in the ledger
         "free": list(parts.compute.budget.free),
         "device": str(parts.compute.device),
         "threads": cfg.threads,

@@ -67,9 +67,10 @@ def one_of_several(cfg: DictConfig) -> Outcome:
 
     from budgetcl.run import execute, reason
 
-    overrides = tuple(HydraConfig.get().overrides.task)
+    given = HydraConfig.get().overrides
+    overrides, folders = tuple(given.task), [o for o in given.hydra if o.startswith("hydra.searchpath=")]
     try:
-        _, fresh = execute(cfg, overrides, several=True)
+        _, fresh = execute(cfg, [*folders, *overrides], several=True)
     except Exception as error:
         print(f"failed: {' '.join(overrides)}: {reason(error)}", flush=True)
         return Outcome(overrides, FAILED, reason(error))

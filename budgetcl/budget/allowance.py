@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -71,7 +71,8 @@ class Budget:
 
     Args:
         updates: the allowance of a step, as a number of reference updates (C in BudgetCL, CVPR 2023); may be a
-            fraction. Give this, ``passes`` or ``flops``.
+            fraction, or a list with a number for each step, the last of which stands for all further ones; numbers of
+            a list may be 0. Give this, ``passes`` or ``flops``.
         passes: the allowance of a step, as reference passes over what it reveals: 3 are three times as many images
             as it reveals, in reference batches.
         flops: the allowance of a step, in FLOPs.
@@ -87,7 +88,7 @@ class Budget:
 
     def __init__(
         self,
-        updates: float | None = None,
+        updates: float | Sequence[float] | None = None,
         passes: float | None = None,
         flops: int | None = None,
         rest: str = "stop",
@@ -101,35 +102,54 @@ class Budget:
             raise UserError(f"{said} given; exactly one of them is expected: set the others to null")
         if flops is not None:
             at_least(1, **{"budget.flops": flops})
-        for name, value in (("updates", updates), ("passes", passes)):
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12
-            ):
-                raise UserError(f"budget.{name}={value!r} given; a positive number is expected")
+        listed = tuple(updates) if isinstance(updates, Sequence) and not isinstance(updates, str) else updates
+        if isinstance(listed, tuple):
+            if not any(listed) or not all(value == 0 or _positive(value) for value in listed):
+                raise UserError(f"budget.updates={list(listed)!r} given; numbers from 0 on, not all 0, are expected")
+        elif listed is not None and not _positive(listed):
+            raise UserError(f"budget.updates={listed!r} given; a positive number is expected")
+        if passes is not None and not _positive(passes):
+            raise UserError(f"budget.passes={passes!r} given; a positive number is expected")
         one_of(("stop", "truncate", "carry"), **{"budget.rest": rest})
         self.free = (free,) if isinstance(free, str) else tuple(free)
         for category in self.free:
             one_of(CATEGORIES, **{"budget.free": category})
         if bytes is not None:
             at_least(1, **{"budget.bytes": bytes})
-        self.updates, self.passes, self.flops, self.rest, self.bytes = updates, passes, flops, rest, bytes
+        self.updates, self.passes, self.flops, self.rest, self.bytes = listed, passes, flops, rest, bytes
         self.currency: Currency = currency if currency is not None else Flops()
         if flops is not None and not self.currency.meters:
             raise UserError(f"budget.flops={flops} given, but the allowance is counted in {self.currency.unit}")
 
-    def grant(self, reference: Reference, classes: int, revealed: int) -> tuple[int, int]:
+    def grant(self, reference: Reference, classes: int, revealed: int, step: int = 0) -> tuple[int, int]:
         """Return what a step is granted: FLOPs, and whole reference updates (0 where FLOPs were given).
 
         Args:
             reference: the yardstick.
             classes: how many classes there are.
             revealed: how many samples the step reveals.
+            step: its number.
         """
         if self.flops is not None:
             return self.flops, 0
         # Exact: the product may exceed what a float can hold to the FLOP, and naive training would lack an update.
         if self.updates is not None:
-            updates = Fraction(str(self.updates))
+            updates = Fraction(str(self._updates_in(step)))
         else:
             updates = Fraction(str(self.passes)) * revealed / reference.batch
         return int(updates * reference.update(classes).total), int(updates)
+
+    def updates_of(self, steps: int) -> float:
+        """Return the sum of ``updates`` over so many steps; 0 where something else is given."""
+        if isinstance(self.updates, tuple):
+            return sum(self._updates_in(step) for step in range(steps))
+        return steps * (self.updates or 0)
+
+    def _updates_in(self, step: int) -> float:
+        if isinstance(self.updates, tuple):
+            return self.updates[min(step, len(self.updates) - 1)]
+        return self.updates or 0
+
+
+def _positive(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and 0 < value < 1e12

@@ -78,6 +78,7 @@ class Compute:
         self.ledger = Ledger(budget.rest, budget.free)
         self.audit: Audit | None = None
         self.updates = 0
+        self.reference_memory = 0  # bytes that the reference update of the last opened step needs at once
         self.most = 0  # what could pay for one update: the allowance, with carry those of all steps to come as well
         self._awaited = 0  # the price of the update that ended the last step: so much may be carried to the next one
         # A context of its own per use: autocast contexts do not nest; in fp32 none is made.
@@ -227,8 +228,8 @@ class Compute:
     def spare(self) -> int:
         """FLOPs that may still be spent in this step.
 
-        Where the currency does not count FLOPs, the part of the granted FLOPs that is left of the allowance: a bound for
-        work that it leaves free.
+        Where the currency does not count FLOPs, the part of the granted FLOPs that is left of the allowance: a bound
+        for work that it leaves free.
         """
         if self.budget.currency.meters:
             return self.ledger.remaining
@@ -267,9 +268,10 @@ class Compute:
         """Open the allowance of a step, after which so many are left, and close it."""
         self._step = step.number
         with self._unwatched():
-            granted, updates = self.budget.grant(self.reference, step.classes, len(step.revealed))
+            granted, updates = self.budget.grant(self.reference, step.classes, len(step.revealed), step.number)
             reference = self.reference.update(step.classes)
         currency, self._granted = self.budget.currency, granted
+        self.reference_memory = reference.memory
         allowance = currency.allowance(granted, updates)
         currency.open(reference, self.device)
         one = currency.cost("train", reference.total, reference)

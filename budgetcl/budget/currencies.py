@@ -20,10 +20,12 @@ class Currency(Protocol):
     """Says what work costs, in integers.
 
     Attributes:
+        name: what a report calls it.
         unit: of allowances, in words.
         meters: whether predictions and work by formula cost something.
     """
 
+    name: str
     unit: str
     meters: bool
 
@@ -43,7 +45,7 @@ class Currency(Protocol):
 class Flops:
     """Model FLOPs of everything (the default)."""
 
-    unit = "FLOPs"
+    name = unit = "FLOPs"
     meters = True
 
     def cost(self, category: str, flops: int, price: Price | None) -> int:
@@ -64,7 +66,7 @@ class Iterations:
     Beside FLOPs it shows what was free there: teachers, scoring, calibration, prediction.
     """
 
-    unit = "updates"
+    name, unit = "iterations", "updates"
     meters = False
 
     def cost(self, category: str, flops: int, price: Price | None) -> int:
@@ -85,7 +87,7 @@ class MemoryAdjusted:
     Work that is priced by a formula counts as it is.
     """
 
-    unit = "memory-adjusted FLOPs"
+    name = unit = "memory-adjusted FLOPs"
     meters = True
 
     def __init__(self) -> None:
@@ -120,6 +122,7 @@ class Seconds:
     def __init__(self, budget: float = 1.0) -> None:
         if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < 1e9:
             raise UserError(f"currency.budget={budget!r} given; a positive number of seconds is expected")
+        self.name = f"{budget:g} seconds"
         self._budget, self._last = budget, 0
 
     def cost(self, category: str, flops: int, price: Price | None) -> int:

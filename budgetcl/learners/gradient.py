@@ -150,7 +150,7 @@ class GradientLearner:
         Raises:
             Exhausted: the allowance does not pay for it.
         """
-        rows = self._sampler.draw(self._batch, update)
+        rows = self._sampler.draw(min(self._batch, len(self.memory)), update)
         batch = self._batch_of(rows, place, update)
         assert self.optimiser is not None
         factor = self._schedule(place.compute.ledger.progress, place.step)
@@ -351,6 +351,8 @@ def may_wait(refusal: Exhausted, step: TimeStep, compute: Compute) -> None:
     Raises:
         UserError: it never will.
     """
+    if compute.ledger.allowance == 0:  # nothing was granted, so nothing is missing
+        return
     carries = compute.budget.rest == "carry"
     if not carries or refusal.price > compute.most:
         raise UserError(

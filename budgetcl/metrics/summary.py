@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from budgetcl.budget.formulas import maf
 from budgetcl.errors import between
 from budgetcl.metrics.functional import forgetting
 
@@ -41,6 +42,11 @@ class Run(Protocol):
     @property
     def ledger(self) -> Columns:
         """step, category, price, count, flops, charged."""
+        ...
+
+    @property
+    def prices(self) -> Mapping[str, Mapping[str, Any]]:
+        """Price id -> its itemised bill (:class:`budgetcl.budget.prices.Price`)."""
         ...
 
 
@@ -165,9 +171,11 @@ class Retention:
 class Spending:
     """What the run spent and stored.
 
-    ``updates`` and ``flops`` are totals, free predictions left out; ``utilisation`` is the share of the allowances
-    spent; ``predict_flops`` is per row predicted, free or not; ``bytes`` is the most stored between two steps;
-    ``flops_per_second`` is the speed reached while learning.
+    Whatever the allowance was counted in, all that one may count is said. ``updates``, ``flops`` and ``adjusted_flops``
+    (FLOPs x bytes needed at once / those of the reference update; see budgetcl.budget.currencies) are totals, free
+    predictions left out; ``utilisation`` is the share of the allowances spent; ``predict_flops`` is per row predicted,
+    free or not; ``bytes`` is the most stored between two steps. ``learning_seconds``, which leave out predicting and
+    evaluating, ``seconds`` and ``flops_per_second``, the speed reached while learning, hold for this machine alone.
     """
 
     def __call__(self, run: Run) -> Mapping[str, float]:
@@ -175,16 +183,31 @@ class Spending:
         steps, ledger = run.steps, run.ledger
         predict = ledger["category"] == "predict"
         learning = int(ledger["flops"][~predict].sum())
-        seconds = float(steps["learning_seconds"].sum())
+        seconds, paid = float(steps["learning_seconds"].sum()), int(steps["paid"].sum())
         return {
             "updates": int(steps["updates"].sum()),
-            "flops": learning + int(steps["paid"].sum()),
+            "flops": learning + paid,
+            "adjusted_flops": _adjusted(run, ~predict) + paid,
             "utilisation": float(steps["spent"].sum() / max(1, steps["allowance"].sum())),
             "predict_flops": float(ledger["flops"][predict].sum() / len(run.predictions["index"])),
             "bytes": int(steps["stored"].max()),
+            "learning_seconds": seconds,
             "seconds": float(steps["seconds"].sum()),
             "flops_per_second": learning / seconds if seconds else math.nan,
         }
+
+
+def _adjusted(run: Run, chosen: NDArray[np.bool_]) -> int:
+    """Return the memory-adjusted FLOPs of rows of the ledger, each charge rounded down; formulas count as they are."""
+    reference = dict(zip(run.steps["step"].tolist(), run.steps["reference_memory"].tolist()))
+    total = 0
+    columns = (run.ledger[name][chosen].tolist() for name in ("step", "price", "count", "flops"))
+    for step, price, count, flops in zip(*columns):
+        if price in run.prices:
+            total += count * maf(flops // count, run.prices[price]["memory"], reference[step])
+        else:
+            total += flops
+    return total
 
 
 def _first_step(run: Run) -> NDArray[np.int64]:

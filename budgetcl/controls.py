@@ -1,0 +1,143 @@
+"""Controls: runs that say whether a method loses by its idea or by its price, and what no limit would give.
+
+For every method X: X *uncharged*, so that its idea has no price, and naive training with *the same updates* as X
+affords in each step, so that it has X's price without X's idea. And one for all: naive training *unlimited*, the upper
+line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from budgetcl.assemble import Parts, build, make_parts
+from budgetcl.budget.allowance import Budget
+from budgetcl.budget.currencies import Seconds
+from budgetcl.budget.ledger import CATEGORIES
+from budgetcl.configuration import compose, group_of, method_label
+from budgetcl.dry_run import simulate
+from budgetcl.errors import UserError, one_of
+from budgetcl.streams.batch import Source
+from budgetcl.streams.stream import PRETRAIN
+
+UNCHARGED, SAME_UPDATES, UNLIMITED = KINDS = ("uncharged", "same_updates", "unlimited")
+# What a method is made of; everything else that was set holds for naive training as well.
+_IDEA = (
+    *("method", "control", "memory", "sampler", "objective", "teacher", "regulariser", "averaging", "calibration"),
+    *("head", "part", "classifier", "features", "learner"),
+)
+_TRAINING = ("learner.batch", "learner.batch_norm", "learner.clip", "learner.seed")  # not the learner's idea
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run.
+
+    Attributes:
+        asked: the configuration that names it: equal ones are one run.
+        label: what its row is called.
+        of: the method that it is a control of; None where it is no control.
+    """
+
+    asked: DictConfig
+    label: str
+    of: str | None = None
+
+
+def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
+    """Return what a configuration asks for.
+
+    Args:
+        cfg: the composed configuration.
+        overrides: what it was composed from.
+
+    Raises:
+        UserError: no such control, or a method that has none.
+    """
+    label = method_label(cfg.method.name, overrides)
+    if cfg.control is None:
+        return Plan(cfg, label)
+    one_of(KINDS, control=cfg.control)
+    if cfg.control == UNCHARGED:
+        return Plan(cfg, f"{label}: uncharged", label)
+    if cfg.control == SAME_UPDATES:
+        return Plan(cfg, f"naive: updates of {label}", label)
+    passes = cfg.unlimited_passes
+    if isinstance(passes, bool) or not isinstance(passes, (int, float)) or not 0 < passes < 1e6:
+        raise UserError(f"unlimited_passes={passes!r} given; a positive number is expected")
+    label = method_label("naive", _common(overrides))
+    return Plan(_naive(cfg, overrides), f"{label}: unlimited", label)  # one for all methods
+
+
+def prepared(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Parts, Budget]:
+    """Return what runs, its parts, and the budget that it is a control under.
+
+    Args:
+        cfg: the configuration that :func:`plan` returned.
+        overrides: what it was composed from.
+
+    Raises:
+        UserError: bad input; a method that makes no updates has no naive training with as many.
+    """
+    if cfg.control is None:
+        parts = make_parts(cfg)
+        return cfg, parts, parts.compute.budget
+    budget: Budget = build(cfg.budget)
+    if cfg.control == UNCHARGED:
+        free = [category for category in CATEGORIES if category != "train"]
+        cfg = _with_budget(cfg, free=free)
+        return cfg, make_parts(cfg), budget
+    if cfg.control == SAME_UPDATES:
+        parts = make_parts(cfg)
+        updates, source = _updates(cfg, parts), parts.source
+        cfg = _naive(cfg, overrides)
+    else:
+        source = build(cfg.stream)
+        updates = _passes(cfg, source)
+    # Counted in updates, so that there are exactly so many, whatever one of them costs.
+    counted = {"_target_": "budgetcl.budget.currencies.Iterations"}
+    cfg = _with_budget(cfg, updates=updates, passes=None, flops=None, rest="stop", free=[], currency=counted)
+    return cfg, make_parts(cfg, source), budget
+
+
+def _with_budget(cfg: DictConfig, **changes: Any) -> DictConfig:
+    changed = OmegaConf.merge(cfg, {"budget": changes})
+    assert isinstance(changed, DictConfig)
+    return changed
+
+
+def _updates(cfg: DictConfig, parts: Parts) -> list[int]:
+    """Return how many updates a method makes in each step, by its dry run."""
+    name = cfg.method.name
+    if isinstance(parts.compute.budget.currency, Seconds):
+        raise UserError(
+            "control=same_updates given with currency=seconds: how many updates a method makes in a second is not "
+            "known before; take another currency"
+        )
+    updates = [int(number) for number in simulate(parts, int(cfg.seed), int(cfg.query)).steps["updates"]]
+    if not any(updates):
+        raise UserError(f"control=same_updates given, but {name} makes no updates: leave it out here")
+    return updates
+
+
+def _passes(cfg: DictConfig, source: Source) -> list[int]:
+    """Return the updates of so many passes over everything seen, in each step."""
+    stream = source.stream
+    before, batch = len(stream.rows(PRETRAIN)), int(cfg.learner.batch)
+    return [math.ceil(cfg.unlimited_passes * (before + int(seen)) / batch) for seen in stream.bounds[1:]]
+
+
+def _naive(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of naive training on whatever was set beside the method."""
+    naive = compose([*_common(overrides), "method=naive", f"control={cfg.control}"])
+    naive.seed = cfg.seed
+    return naive
+
+
+def _common(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that are none of the method's own: neither its components nor the choice of its learner."""
+    return [o for o in overrides if group_of(o) not in _IDEA or o.lstrip("+").partition("=")[0] in _TRAINING]
