@@ -60,7 +60,19 @@ TRAINED = {
         "pretrained": ("glyphs", "naive", (), "head.pretrained=false"),
     },
     "part/everything": {},
-    "part/head_only": {},
+    "part/head_only": {"cached": ("glyphs", "head_only", (), "part.cached=true")},
+    "part/last_stage": {"stages": ("glyphs", "last_stage", (), "part.stages=2")},
+    "part/first_frozen": {"stages": ("glyphs", "first_frozen", (), "part.stages=2")},
+    "part/norm_only": {},
+    "part/hft": {},
+    "part/fpf": {
+        "every": ("glyphs", "fpf", (), "part.every=3"),
+        "modules": ("glyphs", "fpf", (), "part.modules=[stem.*]"),
+    },
+    "part/lora": {
+        "rank": ("glyphs", "lora", (), "part.rank=1"),
+        "alpha": ("glyphs", "lora", (), "part.alpha=1.0"),
+    },
     "optimiser/sgd": {
         "lr": ("glyphs", "naive", (), "optimiser.lr=0.2"),
         "momentum": ("glyphs", "naive", (), "optimiser.momentum=0.5"),
