@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from budgetcl import foresight
+from budgetcl.budget.allowance import Budget
 from budgetcl.foresight import LIGHT, warning
 
 
@@ -19,7 +20,7 @@ def parts(samples=1000, steps=10, shape=(3, 32, 32), device="cpu", updates=None,
             device=torch.device(device),
             prices=None,
             reference=SimpleNamespace(batch=batch),
-            budget=SimpleNamespace(updates=updates, passes=passes, flops=flops),
+            budget=Budget(updates=updates, passes=passes, flops=flops),
         ),
     )
 
@@ -72,6 +73,8 @@ def test_every_kind_of_allowance_is_looked_at(estimated):
     assert "budget.updates" in warning(CFG, large)
     large.compute.budget.updates = 1
     assert warning(CFG, large) is None
+    large.compute.budget.updates = (1, 2, 30)  # the last one stands for all others
+    assert "budget.updates (now 1 to 30)" in warning(CFG, large)
     assert "budget.flops (now 1e+12)" in warning(CFG, parts(flops=10**12))
 
 

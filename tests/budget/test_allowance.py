@@ -97,7 +97,8 @@ def test_max_loss_pays_for_the_forward_and_the_score_of_each_candidate(go):
         seen += 24
         candidate = forward(classes) + 5 * classes
         candidates = min(int(0.1667 * allowance) // candidate, seen)
-        assert run.category("score")[step] == candidates * candidate
+        assert run.category("score")[step] == candidates * forward(classes)
+        assert run.category("select")[step] == candidates * 5 * classes
         assert run.steps["updates"][step] == (allowance - candidates * candidate) // update(classes)
 
 
@@ -119,7 +120,9 @@ def test_nobody_spends_more_than_the_allowance(go, stream, method, rest):
     assert steps["allowance"].tolist() == granted.tolist()
     assert (steps["spent"] <= granted + steps["carried_in"]).all()
     assert (steps["spent"].cumsum() <= granted.cumsum()).all()
-    one = 1.4 if method == "kd_mse" else 1  # the price of an update in reference updates, its teacher's forward included
+    one = (
+        1.4 if method == "kd_mse" else 1
+    )  # the price of an update in reference updates, its teacher's forward included
     assert (steps["carried_in"] <= [one * update(c) for c in steps["classes"].tolist()]).all()
     assert rest == "carry" or not steps["carried_in"].any()
     rows = run.ledger["charged"]
@@ -202,9 +205,31 @@ class _Expensive:
 
 @pytest.mark.parametrize("updates", [400, 400.0, 0.5])
 def test_the_allowance_is_exact_beyond_the_integers_that_floats_hold(updates):
-    allowance = Budget(updates=updates).allowance(_Expensive(), 10, 100)
+    allowance, whole = Budget(updates=updates).grant(_Expensive(), 10, 100)
+    assert whole == int(updates)
     assert allowance == int(Fraction(updates) * (2**55 + 1))
     assert allowance // (2**55 + 1) == int(updates)
+
+
+def test_a_list_of_updates_has_one_number_a_step_and_its_last_one_stands_for_all_others():
+    budget = Budget(updates=[3, 0, 1.5])
+    granted = [budget.grant(_Expensive(), 10, 100, step) for step in range(5)]
+    assert granted == [(3 * (2**55 + 1), 3), (0, 0), *[(int(Fraction(3, 2) * (2**55 + 1)), 1)] * 3]
+    assert budget.updates_of(5) == 7.5
+    assert Budget(updates=2).updates_of(5) == 10
+
+
+@pytest.mark.parametrize("updates", [[], [0, 0], [1, -1], ["a"], [1, None]])
+def test_a_list_that_grants_nothing_or_no_numbers_is_refused(updates):
+    with pytest.raises(UserError, match="numbers from 0 on, not all 0, are expected"):
+        Budget(updates=updates)
+
+
+def test_a_step_that_is_granted_nothing_passes_without_an_update(go):
+    run = go("glyphs", "naive", "budget.updates=[2,0,3]")
+    assert run.steps["updates"].tolist() == [2, 0, 3]
+    assert run.steps["allowance"][1] == 0
+    assert run.audit()["agrees"]
 
 
 def test_a_category_by_name_is_as_good_as_a_list_of_one():
