@@ -100,7 +100,7 @@ class EWC(L2):
     per_parameter = 6
     objective: Objective = CrossEntropy()
 
-    def __init__(self, strength: float = 100.0, samples: int = 64, spend: float = 0.1, decay: float = 1.0) -> None:
+    def __init__(self, strength: float = 1.0, samples: int = 64, spend: float = 0.1, decay: float = 1.0) -> None:
         super().__init__(strength)
         at_least(1, **{"regulariser.samples": samples})
         between(0, 1, **{"regulariser.spend": spend, "regulariser.decay": decay})

@@ -99,7 +99,7 @@ class GradientLearner:
         self._sampler, self._objective = sampler, objective
         self._batch, self._clip, self._seed = batch, clip, seed
         self._backbone_rate, self._restart = backbone_rate, restart
-        self._began = {k: v.clone() for k, v in backbone.state_dict().items()} if restart == "pretrained" else None
+        self._began: dict[str, Tensor] | None = None
         self._image_bytes = self._pretraining_classes = 0
         self._peak: list[float] = []
         self.rate = 1.0  # a further factor on the learning rate: of a learner in a population
@@ -117,9 +117,14 @@ class GradientLearner:
         Raises:
             UserError: the allowance does not pay for one update, and does not carry over.
         """
-        updates = 0
         try:
             place = self.begin(step, revealed, compute)
+        except Exhausted as refusal:
+            may_wait(refusal, step, compute)
+            self.memory.settle(self._seed)
+            return
+        updates = 0
+        try:
             while True:
                 self.update(place, updates)
                 updates += 1
@@ -224,6 +229,7 @@ class GradientLearner:
         self.network.takes(revealed.image_shape)
         self._image_bytes = int(np.prod(revealed.image_shape))
         self.network.to(compute.device)
+        self._complete()
         past = np.setdiff1d(revealed.indices, revealed.new)
         if not len(past):
             return
@@ -233,6 +239,12 @@ class GradientLearner:
         self.network.grow(self._pretraining_classes, generator(self._seed, "head of pretraining"), known=True)
         if self._objective.teacher and self.network.head.classes <= self.network.head.known:
             self.teacher.start(self.network)
+
+    def _complete(self) -> None:
+        """Let the part insert what it adds to the network, if any; keep the backbone that steps start again from."""
+        self._part(self.network, 0, generator(self._seed, "part"))
+        if self._restart == "pretrained" and self._began is None:
+            self._began = {name: value.clone() for name, value in self.network.backbone.state_dict().items()}
 
     def _remember(self, index: IntArray, revealed: Revealed, occasion: int) -> None:
         label = revealed.labels(index)
@@ -320,7 +332,7 @@ class GradientLearner:
         self.memory.load_state_dict(state["memory"])
         self._image_bytes, self._pretraining_classes = state["image_bytes"], state["pretraining_classes"]
         if self._image_bytes:
-            self._part(self.network, 0, generator(self._seed, "part"))  # inserts what it adds to the network, if any
+            self._complete()
         self.network.take_up(state["network"])
         parameters = dict(self.network.named_parameters())
         self.network.set_trainable([parameters[name] for name in state["trainable"]])

@@ -49,11 +49,13 @@ class Population:
 
     def fit(self, step: TimeStep, revealed: Revealed, compute: Compute) -> None:
         """Train all learners in turn until the allowance is spent, then let the best one lead."""
-        updates, places = 0, []
-        losses = torch.zeros(len(self._members), device=compute.device)
         try:
-            for member in self._members:
-                places.append(member.begin(step, revealed, compute))
+            places = [member.begin(step, revealed, compute) for member in self._members]
+        except Exhausted as refusal:
+            may_wait(refusal, step, compute)
+            return
+        updates, losses = 0, torch.zeros(len(self._members), device=compute.device)
+        try:
             while True:
                 for i, (member, factor) in enumerate(zip(self._members, self.factors)):
                     member.rate = self._rate * factor
@@ -66,7 +68,8 @@ class Population:
         for member, place in zip(self._members, places):
             member.end(place)
         if updates >= len(self._members):
-            made = updates // len(self._members) + (torch.arange(len(losses)) < updates % len(losses)).to(losses.device)
+            rounds, rest = divmod(updates, len(self._members))
+            made = rounds + (torch.arange(len(losses), device=losses.device) < rest)
             self._lead(int((losses / made).argmin()))
 
     def _lead(self, best: int) -> None:

@@ -1,0 +1,166 @@
+"""The conformance kit: every method that ships passes it, and it catches what it is made for."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from budgetcl.assemble import build
+from budgetcl.companions.calibration import Calibration
+from budgetcl.companions.regularisers import Regulariser
+from budgetcl.configuration import conf_folder
+from budgetcl.errors import UserError
+from budgetcl.learners.schedules import Cosine
+from budgetcl.memory.capped import Reservoir
+from budgetcl.memory.memory import Memory
+from budgetcl.memory.uniform import ClassBalanced, Uniform
+from budgetcl.models.heads import CosineHead
+from budgetcl.models.parts import HeadOnly
+from budgetcl.objectives.cross_entropy import CrossEntropy
+from budgetcl.testing import Bench, Failed, check_component, check_learner
+
+METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml"))
+WITHOUT_IMAGES = ("constant", "last_label", "majority", "recent_mode")
+# What a method takes to run on a stream this small, and to end soon: very cheap updates buy thousands of them.
+NEEDS = {
+    "head_only_cached": ("budget.updates=0.5",),
+    "reservoir": ("memory.capacity=30",),
+    "balanced_reservoir": ("memory.capacity=30",),
+    "gdumb": ("memory.capacity=30",),
+}
+
+
+@pytest.mark.parametrize(
+    ("stream", "method"),
+    [("uploads", name) for name in METHODS] + [("glyphs", name) for name in METHODS if name not in WITHOUT_IMAGES],
+)
+def test_every_method_conforms(tiny, stream, method):
+    parts = tiny(stream, method, *NEEDS.get(method, ()))
+    bench = Bench(parts.source, lambda: tiny(stream, method, *NEEDS.get(method, ()), source=parts.source).compute)
+    assert check_learner(lambda: build(parts.cfg.learner), bench)
+
+
+@pytest.mark.parametrize(
+    ("component", "settings"),
+    [
+        (ClassBalanced, {}),
+        (CosineHead, {"temperature": 5.0}),
+        (HeadOnly, {}),
+        (Cosine, {}),
+        (Memory, {"capacity": 12, "keep": Reservoir()}),
+    ],
+)
+def test_components_of_each_kind_are_put_into_a_plain_learner(component, settings):
+    assert "has an effect" in check_component(component, **settings)
+
+
+def test_a_component_without_an_effect_is_said_to_have_none():
+    with pytest.raises(Failed, match="no effect"):
+        check_component(Uniform)
+
+
+def test_a_sampler_with_random_numbers_of_its_own_is_caught():
+    class Careless(Uniform):
+        def draw(self, n, update):
+            return np.random.default_rng().choice(len(self._place.memory), n, replace=False)
+
+    with pytest.raises(Failed, match="determinism"):
+        check_component(Careless)
+
+
+def test_a_sampler_that_remembers_beside_the_state_is_caught():
+    class Remembers(Uniform):
+        seen = 0
+
+        def begin(self, place):
+            super().begin(place)
+            self.seen += 1
+
+        def draw(self, n, update):
+            return (super().draw(n, update) + self.seen) % len(self._place.memory)
+
+    with pytest.raises(Failed, match="resume"):
+        check_component(Remembers)
+
+
+def test_a_sampler_that_runs_the_network_for_nothing_is_caught():
+    class Free(Uniform):
+        def draw(self, n, update):
+            rows = super().draw(n, update)
+            with torch.no_grad():
+                self._place.network(self._place.revealed.images(self._place.memory.index[rows]))
+            return rows
+
+    with pytest.raises(Failed, match="price truth"):
+        check_component(Free)
+
+
+def test_a_correction_by_the_other_images_of_a_query_is_caught():
+    class Centred(Calibration):
+        def logits(self, outputs, compute):
+            return outputs.logits - outputs.logits.mean(0)
+
+    with pytest.raises(Failed, match="other images of its query"):
+        check_component(Centred)
+
+
+def test_a_companion_that_learns_while_predicting_is_caught():
+    class Counts(Calibration):
+        asked = 0
+
+        def logits(self, outputs, compute):
+            self.asked += 1
+            return outputs.logits
+
+        def state_dict(self):
+            return {"asked": self.asked}
+
+        def load_state_dict(self, state, network):
+            self.asked = state["asked"]
+
+    with pytest.raises(Failed, match="state changed while it predicted"):
+        check_component(Counts)
+
+
+def test_a_penalty_that_peeks_at_later_labels_is_caught(monkeypatch):
+    peeked = {}
+
+    class Peeks(Regulariser):
+        def begin(self, place):
+            peeked["labels"] = place.revealed._label  # all of them, revealed or not
+            peeked["classes"] = place.network.head.classes
+
+        def penalty(self, network):
+            counts = np.bincount(peeked["labels"], minlength=1).astype(np.float32)
+            return network.head.weight.sum() * float(counts @ np.arange(len(counts))) * 1e-4
+
+    with pytest.raises(Failed, match="revealed later"):
+        check_component(Peeks)
+
+
+def test_failures_are_said_together():
+    class Both(Uniform):
+        def draw(self, n, update):
+            with torch.no_grad():
+                self._place.network(self._place.revealed.images(self._place.memory.index[:2]))
+            return np.random.default_rng().choice(len(self._place.memory), n, replace=False)
+
+    with pytest.raises(Failed, match=r"price truth.*determinism"):
+        check_component(Both)
+
+
+def test_what_is_no_component_is_refused():
+    with pytest.raises(UserError, match="a sampler, an objective"):
+        check_component(functools.partial(int, 3))
+
+
+def test_an_objective_is_recognised():
+    class Smoothed(CrossEntropy):
+        key = ("smoothed",)
+
+        def __call__(self, network, batch):
+            outputs = network(batch.x)
+            return torch.nn.functional.cross_entropy(outputs.logits, batch.y, label_smoothing=0.2), outputs
+
+    assert "has an effect" in check_component(Smoothed)
