@@ -28,6 +28,7 @@ from budgetcl.models.parts import Part
 from budgetcl.objectives.objective import Objective
 from budgetcl.randomness import generator
 from budgetcl.streams.batch import Batch, Query
+from budgetcl.streams.prefetch import Pending
 from budgetcl.streams.revealed import Revealed
 from budgetcl.streams.stream import IntArray, TimeStep
 
@@ -102,6 +103,7 @@ class GradientLearner:
         self._began: dict[str, Tensor] | None = None
         self._image_bytes = self._pretraining_classes = 0
         self._peak: list[float] = []
+        self._ahead: dict[int, tuple[IntArray, Pending[Batch]]] = {}  # what was begun before its update
         self.rate = 1.0  # a further factor on the learning rate: of a learner in a population
 
     @property
@@ -155,8 +157,7 @@ class GradientLearner:
         Raises:
             Exhausted: the allowance does not pay for it.
         """
-        rows = self._sampler.draw(min(self._batch, len(self.memory)), update)
-        batch = self._batch_of(rows, place, update)
+        rows, batch = self._drawn(place, update)
         assert self.optimiser is not None
         factor = self._schedule(place.compute.ledger.progress, place.step)
         for group, peak in zip(self.optimiser.param_groups, self._peak):
@@ -185,20 +186,39 @@ class GradientLearner:
 
     def end(self, place: Place) -> None:
         """Conclude the step: what the companions do at its end, and what the memory forgets."""
+        for _, pending in self._ahead.values():
+            pending.cancel()
+        self._ahead.clear()
         for companion in self._companions.values():
             companion.end(place)
         self.memory.settle(self._seed)
 
-    def _batch_of(self, rows: IntArray, place: Place, update: int) -> Batch:
-        memory, revealed = self.memory, place.revealed
-        if getattr(self._part, "cached", False):
-            batch = Batch(self._features(rows, place), *revealed.targets(memory.index[rows]))
-        else:
-            batch = revealed.batch(memory.index[rows], place.random("augment", update))
+    def _drawn(self, place: Place, update: int) -> tuple[IntArray, Batch]:
+        """Return the rows and the batch of an update; where pictures are decoded in the background, begin the next."""
+        rows, pending = self._ahead.pop(update) if update in self._ahead else self._begun(place, update)
+        if place.revealed.begins and getattr(self._sampler, "ahead", False) and not self._cached:
+            self._ahead[update + 1] = self._begun(place, update + 1)
+        batch = pending.result()
+        if not np.array_equal(
+            batch.index, self.memory.index[rows]
+        ):  # others of the batch stand in for damaged pictures
+            order = np.argsort(self.memory.index[rows])
+            rows = rows[order[np.searchsorted(self.memory.index[rows], batch.index, sorter=order)]]
         for name in getattr(self._objective, "stores", ()):
-            values, widths = memory.stored(name, rows, self.network.head.classes)
+            values, widths = self.memory.stored(name, rows, self.network.head.classes)
             batch = batch.adding(**{name: values, f"{name}_classes": torch.from_numpy(widths)})
-        return batch
+        return rows, batch
+
+    def _begun(self, place: Place, update: int) -> tuple[IntArray, Pending[Batch]]:
+        rows = self._sampler.draw(min(self._batch, len(self.memory)), update)
+        index = self.memory.index[rows]
+        if self._cached:
+            return rows, Pending(lambda: Batch(self._features(rows, place), *place.revealed.targets(index)))
+        return rows, place.revealed.begin(index, place.random("augment", update))
+
+    @property
+    def _cached(self) -> bool:
+        return bool(getattr(self._part, "cached", False))
 
     def _features(self, rows: IntArray, place: Place) -> Tensor:
         """Return the stored features of rows; those that were never asked for are computed, and charged."""

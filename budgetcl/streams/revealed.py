@@ -9,7 +9,7 @@ from torch import Tensor
 from budgetcl.errors import Unrevealed
 from budgetcl.streams.batch import Batch, Source
 from budgetcl.streams.decoding import Damaged
-from budgetcl.streams.prefetch import Pending, Shown, begin
+from budgetcl.streams.prefetch import Begins, Pending, Shown, begin
 from budgetcl.streams.stream import PRETRAIN, IntArray, TimeStep
 
 
@@ -139,6 +139,11 @@ class Revealed:
             Unrevealed: one of the samples was not revealed yet.
         """
         return torch.from_numpy(self.labels(indices)), indices, torch.from_numpy(self._new[indices])
+
+    @property
+    def begins(self) -> bool:
+        """Whether pictures are decoded in the background, so that it pays to begin a batch before it is needed."""
+        return isinstance(self._pixels, Begins)
 
     @property
     def augments(self) -> bool:
