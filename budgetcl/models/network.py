@@ -96,6 +96,9 @@ class Network(nn.Module):
         self.requires_grad_(False)
         for part in parts:
             part.requires_grad_(True)
+        for parameter in self.parameters():
+            if not parameter.requires_grad:
+                parameter.grad = None  # it would count where gradients are clipped or followed
         self._skeleton = None
         self._frozen = [module for module in self.modules() if self._stays_in_eval(module)]
         self.train(self.training)

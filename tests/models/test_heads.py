@@ -6,7 +6,6 @@ from torch import nn
 from budgetcl.errors import UserError
 from budgetcl.models.heads import LinearHead
 from budgetcl.models.network import Network
-from budgetcl.models.parts import Everything, HeadOnly
 from budgetcl.randomness import generator
 
 
@@ -79,7 +78,7 @@ def test_the_structure_changes_with_shapes_and_trainable_bits_and_with_nothing_e
     with torch.no_grad():
         network.head.weight += 1
     assert network.structure == first == grown(3).structure
-    network.set_trainable(HeadOnly()(network))
+    network.set_trainable([network.head])
     head_only = network.structure
     network.grow(4, generator(0, "head", 1))
     assert len({first, head_only, network.structure}) == 3
@@ -87,7 +86,7 @@ def test_the_structure_changes_with_shapes_and_trainable_bits_and_with_nothing_e
 
 def test_a_frozen_part_keeps_its_batch_statistics():
     network = grown(3)
-    network.set_trainable(HeadOnly()(network))
+    network.set_trainable([network.head])
     network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network(torch.randint(0, 256, (8, 1, 6, 6), dtype=torch.uint8)).logits.sum().backward()
@@ -98,7 +97,7 @@ def test_a_frozen_part_keeps_its_batch_statistics():
 @pytest.mark.parametrize(("batch_norm", "moves"), [("live", True), ("frozen", False)])
 def test_batch_norm_is_live_or_frozen_as_configured(batch_norm, moves):
     network = grown(3, batch_norm=batch_norm)
-    network.set_trainable(Everything()(network))
+    network.set_trainable([network])
     network.train()
     before = network.backbone.norm.running_mean.clone()
     network(torch.randint(0, 256, (8, 1, 6, 6), dtype=torch.uint8))
