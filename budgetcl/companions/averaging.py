@@ -26,6 +26,7 @@ class Averaging(Companion):
 class MovingAverage(Averaging):
     """Predict with an exponential moving average of the weights: a <- decay a + (1 - decay) w after each update.
 
+    An average with equal weights was the first of its kind (Polyak & Juditsky, SIAM J. Control Optim. 1992).
     It costs 3 FLOPs a parameter and update, charged as "train", and a copy of the network. Rows of new classes join it
     as they begin.
 

@@ -95,7 +95,7 @@ class Pixels:
 
 
 class RandomFourier:
-    """Random Fourier features (Rahimi & Recht, NeurIPS 2007), RanDumb's embedding (arXiv 2402.08823).
+    """Random Fourier features (Rahimi & Recht, NeurIPS 2007), as in RanDumb (arXiv 2402.08823).
 
     z(x) = sqrt(2 / width) cos(x W + b), W normal with variance 2 gamma / d, b uniform on [0, 2 pi): on average
     z(x) z(x') is the kernel exp(-gamma mean((x - x')^2)). Nothing is learnt. The price is that of the product,

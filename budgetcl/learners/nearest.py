@@ -80,6 +80,8 @@ class NearestMean:
 class NearestNeighbours:
     """The vote of the k nearest of all features stored, searched one by one; ties go to the nearest neighbour.
 
+    Nearest neighbours (Cover & Hart, IEEE Trans. Inf. Theory 1967) on frozen features.
+
     Learning is free beyond the features, and everything is paid when predicting: q n (2d + 3) for q images, charged to
     the next allowance where it exceeds what is free. Confidence is the share of the votes.
 

@@ -11,7 +11,7 @@ from budgetcl.streams.stream import IntArray
 
 
 class Recent:
-    """Uniform over the last samples revealed; older ones are never seen again (FIFO, last-k).
+    """Uniform over the last samples revealed; older ones are never seen again (FIFO, BudgetCL, CVPR 2023).
 
     Args:
         window: how many of the last samples; None: what the current step revealed.

@@ -42,7 +42,7 @@ class Uniform:
 
 
 class ClassBalanced:
-    """Every class seen has an equal share of a batch; within a class, samples are uniform without repetition.
+    """Every class seen has an equal share of a batch (BudgetCL, CVPR 2023); in a class samples are uniform, none twice.
 
     Shares differ by at most one sample, drawn by lot, unless a class has fewer samples than its share: it then gives
     all it has and the others fill up evenly.

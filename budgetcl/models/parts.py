@@ -57,7 +57,9 @@ class HeadOnly:
 
 
 class LastStage:
-    """Train the last stages of the backbone, and the head; the backward ends where they begin.
+    """Train the last stages of the backbone, and the head (Yosinski et al., NeurIPS 2014).
+
+    The backward ends where they begin.
 
     Args:
         stages: how many of the last stages, see :func:`stages_of`. What follows them is trained as well.
@@ -79,7 +81,7 @@ class LastStage:
 
 
 class FirstFrozen:
-    """Freeze the first stages of the backbone, and what precedes them; train the rest, and the head.
+    """Freeze the first stages of the backbone, and what precedes them; train the rest (Yosinski et al., NeurIPS 2014).
 
     Args:
         stages: how many of the first stages, see :func:`stages_of`.
@@ -101,7 +103,7 @@ class FirstFrozen:
 
 
 class NormOnly:
-    """Train scales and shifts of the normalisation layers, and the head (Frankle et al., ICLR 2021, train these alone).
+    """Train scales and shifts of the normalisation layers, and the head (Frankle et al., ICLR 2021: these alone).
 
     Inputs' gradients still flow to the first normalisation layer; the gradients of convolutions' and linear layers'
     weights fall away.

@@ -68,7 +68,7 @@ class UnbiasedReplay:
 
 
 class ProxyContrast:
-    """PCR: proxy-based contrastive replay (CVPR 2023): only the classes in the batch compete.
+    """Proxy-based contrastive replay (PCR, CVPR 2023): only the classes in the batch compete.
 
     loss = mean over i of -log [ exp(s_ii) / sum over j in the batch of exp(s_ij) ], s_ij = cos(f_i, w_{y_j}) /
     temperature: the anchor is the feature f_i, and in place of every sample j of the batch stands its class's proxy,

@@ -12,7 +12,7 @@ from budgetcl.streams.batch import Batch
 
 
 class DarkExperience:
-    """DER and DER++ (NeurIPS 2020, eq. 4-6).
+    """Dark experience replay (DER and DER++, NeurIPS 2020, eq. 4-6).
 
     A sample that this step revealed, or that has nothing stored yet, has its cross-entropy. One that is replayed has
 
