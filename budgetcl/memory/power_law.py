@@ -13,7 +13,7 @@ from budgetcl.streams.stream import IntArray
 class PowerLaw:
     """A sample's weight is a power of the time since it was last used: age^-exponent.
 
-    After "Catastrophic Interference is Mitigated in Naturalistic Power-Law Learning Environments" (Gandhi et al., 2024).
+    After Catastrophic Interference is Mitigated in Naturalistic Power-Law Learning Environments (Gandhi et al., 2024).
     Ages are counted in steps, from 1: what this step revealed or used has age 1, what was used in the step before 2,
     and what was never used counts as used before the first step. A batch is drawn one by one by weight, without
     repetition.

@@ -12,7 +12,7 @@ from budgetcl.streams.batch import Batch
 
 
 class PrototypeRelations:
-    """Prototype-sample relations (PRD, ICML 2023): contrast among samples, prototypes drawn to their samples, relations kept.
+    """Keep relations of prototypes and samples (PRD, ICML 2023): contrast, prototypes drawn to samples, distillation.
 
     loss = L_contrast + pull x L_pull + weight x L_relations; the prototypes are the head's rows w_c, f the features.
 
