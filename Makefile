@@ -18,7 +18,7 @@ uploads: .venv/run
 		method=naive,fifo,er,last_label,recent_mode,majority,constant
 
 test: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: .venv/dev
 	$(BIN)/ruff check .
