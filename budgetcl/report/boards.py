@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from budgetcl.report.runs import Run
 
+UNCHARGED, SAME_UPDATES, UNLIMITED = CONTROLS = ("uncharged", "same_updates", "unlimited")
 _ORDER = ("baseline", "sampling", "distillation", "partial")  # other groups come behind these, "blind" last
 
 
@@ -23,12 +24,14 @@ class Board:
             no other.
         runs: row name -> seed -> run.
         notes: what a reader must know of how the rows came about.
+        controls: the rows that are controls -> which kind, and the row that they are a control of.
     """
 
     stream: str
     conditions: tuple[str, ...]
     runs: Mapping[str, Mapping[int, Run]]
     notes: tuple[str, ...] = ()
+    controls: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -45,7 +48,7 @@ class Board:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The names of its rows: baselines first, blind ones last."""
+        """The names of its rows: baselines first, blind ones last; controls behind what they are a control of."""
         return tuple(self.runs)
 
     @property
@@ -58,6 +61,16 @@ class Board:
         """All runs."""
         return tuple(run for runs in self.runs.values() for run in runs.values())
 
+    def with_controls(self, *kinds: str) -> Board:
+        """Return the board with these kinds of controls alone."""
+        kept = {name: control for name, control in self.controls.items() if control[0] in kinds}
+        runs = {name: runs for name, runs in self.runs.items() if name in kept or name not in self.controls}
+        return replace(self, runs=runs, controls=kept)
+
+    def control(self, kind: str, method: str) -> Mapping[int, Run]:
+        """Return the runs of a method's control, by seed; none where there are none."""
+        return next((self.runs[name] for name, control in self.controls.items() if control == (kind, method)), {})
+
     def group(self, method: str) -> str:
         """Return the group of a row."""
         return next(iter(self.runs[method].values())).group
@@ -66,14 +79,14 @@ class Board:
 def boards(runs: Iterable[Run]) -> list[Board]:
     """Sort runs into boards. Runs that may not be compared are never put into one.
 
-    Two runs share a board if stream, accounting version, allowance, what becomes of its rest, reference and precision
-    are equal, and if no seed would show two streams (fingerprints).
+    Two runs share a board if stream, accounting version, allowance, what it is counted in, what becomes of its rest,
+    the cap on what is stored, reference and precision are equal, and if no seed would show two streams (fingerprints).
     """
     runs = _unique(runs)
     known: dict[str, Mapping[str, Any]] = {}  # equal fingerprints are one stream, however its settings are spelled
     keys = []
     for run in runs:
-        key = _conditions(run)
+        key = conditions(run)
         own = {name: value for name, value in key.items() if name.startswith("stream.")}
         others = {name: value for name, value in key.items() if name not in own}
         keys.append({**others, **known.setdefault(run.fingerprint, own)})
@@ -104,7 +117,8 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return [tuple(f"{key}={each.get(key)}" for key in differing) for each in settings]
 
 
-def _conditions(run: Run) -> dict[str, Any]:
+def conditions(run: Run) -> dict[str, Any]:
+    """Return what runs must have in common to be compared."""
     budget = run.info.get("budget") or {}
     chosen = {
         key: value
@@ -115,8 +129,11 @@ def _conditions(run: Run) -> dict[str, Any]:
         **chosen,
         "accounting": run.info.get("accounting"),
         "budget.updates": budget.get("updates"),
+        "budget.passes": budget.get("passes"),
         "budget.flops": budget.get("flops"),
+        "budget.bytes": budget.get("bytes"),
         "budget.rest": run.info.get("rest"),
+        "currency": run.currency,
         "precision": run.info.get("precision"),
     }
 
@@ -133,18 +150,23 @@ def _unique(runs: Iterable[Run]) -> list[Run]:
     return list(kept.values())
 
 
-def _board(stream: str, conditions: tuple[str, ...], runs: Sequence[Run]) -> Board:
-    names, notes = _names(runs)
+def _board(stream: str, said: tuple[str, ...], runs: Sequence[Run]) -> Board:
+    names, controls, notes = _names(runs)
     rows: dict[str, dict[int, Run]] = {}
     for run, name in zip(runs, names):
         rows.setdefault(name, {})[run.seed] = run
 
-    def place(name: str) -> tuple[int, bool]:
-        group = next(iter(rows[name].values())).group
-        return (len(_ORDER) + (group == "blind") if group not in _ORDER else _ORDER.index(group)), name != "naive"
+    found = list(rows)
+
+    def place(name: str) -> tuple[int, bool, int, int]:
+        kind, of = controls.get(name, ("", name))
+        head = of if of in rows else name
+        group = next(iter(rows[head].values())).group
+        by_group = len(_ORDER) + (group == "blind") if group not in _ORDER else _ORDER.index(group)
+        return by_group, head != "naive", found.index(head), CONTROLS.index(kind) + 1 if kind else 0
 
     ordered = {name: dict(sorted(rows[name].items())) for name in sorted(rows, key=place)}
-    board = Board(stream, conditions, ordered, notes)
+    board = Board(stream, said, ordered, notes, controls)
     missing = [
         f"{name}: {', '.join(map(str, sorted(set(board.seeds) - set(mine))))}"
         for name, mine in ordered.items()
@@ -155,14 +177,20 @@ def _board(stream: str, conditions: tuple[str, ...], runs: Sequence[Run]) -> Boa
     return board
 
 
-def _names(runs: Sequence[Run]) -> tuple[list[str], tuple[str, ...]]:
-    """Return the row of each run: its method, without overrides that all runs share, and told apart where needed."""
-    changes = [_overrides(run.method) for run in runs]
-    shared = set.intersection(*(set(each) for _, each in changes)) if changes else set()
-    names = []
-    for name, each in changes:
+def _names(runs: Sequence[Run]) -> tuple[list[str], dict[str, tuple[str, str]], tuple[str, ...]]:
+    """Return the row of each run: its method, without overrides that all runs share, and told apart where needed.
+
+    Also, for the rows that are controls, which kind and of which row.
+    """
+    changes = [_overrides(run.control[1] if run.control else run.method) for run in runs]
+    entries = [each for run, (_, each) in zip(runs, changes) if not run.control] or [each for _, each in changes]
+    shared = set.intersection(*map(set, entries)) if entries else set()
+    names, kinds = [], []
+    for run, (name, each) in zip(runs, changes):
         own = [override for override in each if override not in shared]
-        names.append(f"{name}({','.join(own)})" if own else name)
+        base = f"{name}({','.join(own)})" if own else name
+        kinds.append((run.control[0], base) if run.control else None)
+        names.append(_control_name(run.control[0], base) if run.control else base)
     notes = [f"All rows were run with {', '.join(sorted(shared))}."] if shared else []
     for name in dict.fromkeys(names):
         mine = [i for i, other in enumerate(names) if other == name]
@@ -175,7 +203,11 @@ def _names(runs: Sequence[Run]) -> tuple[list[str], tuple[str, ...]]:
         for i in [i for i in mine if again[names[i], runs[i].seed] > 1]:  # nothing in their settings tells them apart
             names[i] = f"{names[i]} [{runs[i].info.get('id') or runs[i].folder.name}]"
         notes.append(f"'{name}' was run more than once with a seed; its rows say what differs.")
-    return names, tuple(notes)
+    return names, {name: kind for name, kind in zip(names, kinds) if kind}, tuple(notes)
+
+
+def _control_name(kind: str, of: str) -> str:
+    return {UNCHARGED: f"{of}: uncharged", SAME_UPDATES: f"naive: updates of {of}"}.get(kind, f"{of}: {kind}")
 
 
 def _overrides(label: str) -> tuple[str, list[str]]:

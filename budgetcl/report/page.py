@@ -14,20 +14,23 @@ from typing import Any
 import budgetcl
 from budgetcl.errors import UserError
 from budgetcl.report import plots
-from budgetcl.report.boards import Board, boards
+from budgetcl.report.boards import UNLIMITED, Board, boards
+from budgetcl.report.controls import idea_or_price
+from budgetcl.report.currencies import grids as currency_grids
 from budgetcl.report.plots import Style
 from budgetcl.report.runs import BlindGrid, Run, blind_grid, reduce
 from budgetcl.report.student import ENOUGH
-from budgetcl.report.tables import Column, Comparison, Row, comparison, summary_rows
+from budgetcl.report.tables import Column, Comparison, Grid, Row, comparison, summary_rows
 from budgetcl.report.tunings import tunings, with_tuning
 from budgetcl.report.words import findings, heading, how_it_was_run, shown, shown_difference
 
 _WIDTH = 120  # columns of a plain table
 
 READING = (
-    "Every method got the same allowance of floating-point operations (1 FLOP is half a multiply-add) in each time "
-    "step and was stopped when it was spent; scoring, teachers and selection are paid from it. So what differs between "
-    "rows is what a method does with its compute, not how much it had.",
+    "Every method got the same allowance in each time step, of floating-point operations (1 FLOP is half a "
+    "multiply-add) unless a section says that something else is counted, and was stopped when it was spent; scoring, "
+    "teachers and selection are paid from it. So what differs between rows is what a method does with its compute, not "
+    "how much it had. Controls, marked ↳, break this rule on purpose, to tell a method's idea from its price.",
     "Accuracy is the share of right answers, in percent. Average: the mean over time steps of the accuracy on held-out "
     "samples of all classes seen so far, those of pretraining included; final: after the last step. New classes are "
     "those first revealed in the step itself, old ones those streamed before. Online: the next samples, predicted "
@@ -69,6 +72,17 @@ class _Section:
     slug: str
     table: Comparison
     groups: tuple[_Group, ...]
+    controls: Grid | None
+
+    @property
+    def tables(self) -> tuple[tuple[str, tuple[Column, ...], str], ...]:
+        """The tables of its rows: title, columns, caption."""
+        table = self.table
+        return (
+            ("Accuracy", table.accuracy, _accuracy_caption(table)),
+            ("What it cost", table.cost, _COST_CAPTION),
+            ("What the methods spent, in each currency", table.spent, _spent_caption(self.board)),
+        )
 
     @property
     def plots(self) -> list[tuple[str, _Plot]]:
@@ -91,15 +105,15 @@ def report(paths: list[Path], out: Path | None = None) -> None:
     found = boards(runs)
     looks = plots.styles(_groups(found, grids))
     sections = [_section(board, slug, grids, looks) for board, slug in zip(found, _slugs(found))]
-    notes = _notes(sections, unfinished)
+    notes, across = _notes(sections, unfinished), currency_grids(found)
     files = {
-        "report.html": _html(sections, looks, pictures, notes),
-        "report.md": _markdown(sections, notes),
+        "report.html": _html(sections, looks, pictures, notes, across),
+        "report.md": _markdown(sections, notes, across),
         "summary.csv": _csv(found),
         **{name: plot.svg for section in sections for name, plot in section.plots if plot.svg},
     }
     _write(out, files)
-    _print(sections, notes)
+    _print(sections, notes, across)
     print(f"page: {out / 'report.html'}\ntables: {out / 'report.md'}, {out / 'summary.csv'}\nplots: {out / 'plots'}")
 
 
@@ -142,7 +156,7 @@ def _read(paths: Sequence[Path]) -> tuple[list[Run], dict[str, BlindGrid], dict[
 
 def _groups(found: Sequence[Board], grids: Mapping[str, BlindGrid]) -> dict[str, str]:
     """Return method -> group over all boards, so that a method looks the same everywhere on the page."""
-    groups = {name: board.group(name) for board in found for name in board.methods}
+    groups = {name: board.group(name) for board in found for name in board.with_controls(UNLIMITED).methods}
     learners = {name: group for name, group in groups.items() if group != "blind"}
     blind = {name: group for name, group in groups.items() if group == "blind"}
     return {**learners, **blind, **(dict.fromkeys(("last_label", "majority"), "blind") if grids else {})}
@@ -177,11 +191,12 @@ def _notes(sections: Sequence[_Section], unfinished: Sequence[Path]) -> list[str
 
 def _section(board: Board, slug: str, grids: Mapping[str, BlindGrid], looks: Mapping[str, Style]) -> _Section:
     own = {run.fingerprint: grids[run.fingerprint] for run in board.flat if run.fingerprint in grids}
-    table = comparison(board, own)
+    table, with_controls, line = comparison(board, own), board, board.with_controls(UNLIMITED)
+    board = board.with_controls()  # plots show entries, and the upper line
     seeds = len(board.seeds)
     what = "the 95 % interval over seeds" if seeds >= ENOUGH else "from the lowest to the highest seed"
     bands, bars = (f" Bands: {what}.", f"Bars: {what}. ") if seeds > 1 else ("", "")
-    steps = plots.accuracy_over_steps(board, looks)
+    steps = plots.accuracy_over_steps(line, looks)
     flops = _Plot(
         "accuracy-flops",
         plots.accuracy_against_flops(board, looks),
@@ -195,12 +210,12 @@ def _section(board: Board, slug: str, grids: Mapping[str, BlindGrid], looks: Map
         ),
         _Plot(
             "near-future-time",
-            plots.along_the_stream(board, looks, "near_future"),
+            plots.along_the_stream(line, looks, "near_future"),
             f"Samples S ahead, in equal stretches of the stream; the warm-up is left out.{bands}",
         ),
         _Plot(
             "online-time",
-            plots.along_the_stream(board, looks, "online"),
+            plots.along_the_stream(line, looks, "online"),
             f"The next samples, in the same stretches.{bands}",
         ),
         *((flops,) if steps else ()),
@@ -246,14 +261,24 @@ def _section(board: Board, slug: str, grids: Mapping[str, BlindGrid], looks: Map
         _Group("Where the compute went", spent),
     )
     drawn = (replace(group, plots=tuple(plot for plot in group.plots if plot.svg)) for group in groups)
-    return _Section(board, slug, table, tuple(group for group in drawn if group.plots))
+    return _Section(
+        with_controls,
+        slug,
+        table,
+        tuple(group for group in drawn if group.plots),
+        idea_or_price(with_controls, table),
+    )
 
 
 # --- the page ---------------------------------------------------------------------------------------------------
 
 
 def _html(
-    sections: Sequence[_Section], looks: Mapping[str, Style], pictures: Mapping[str, Path], notes: Sequence[str]
+    sections: Sequence[_Section],
+    looks: Mapping[str, Style],
+    pictures: Mapping[str, Path],
+    notes: Sequence[str],
+    across: Sequence[Grid],
 ) -> str:
     import jinja2
     from markupsafe import Markup
@@ -274,10 +299,13 @@ def _html(
                 "notes": table.notes,
                 "findings": findings(table),
                 "tables": [
-                    _html_table("Accuracy", table, table.accuracy, swatches, _accuracy_caption(table)),
-                    _html_table("What it cost", table, table.cost, swatches, _COST_CAPTION),
+                    *(
+                        _html_table(title, table, columns, swatches, caption)
+                        for title, columns, caption in section.tables
+                    ),
+                    *([_html_grid(section.controls, swatches)] if section.controls else []),
                 ],
-                "legend": [{"name": name, "swatch": swatches[name]} for name in board.methods],
+                "legend": [{"name": name, "swatch": swatches[name]} for name in board.with_controls().methods],
                 "plots": [
                     {
                         "title": group.title,
@@ -300,6 +328,7 @@ def _html(
         subtitle=_subtitle(sections),
         notes=notes,
         reading=READING,
+        across=[_html_grid(grid, swatches) for grid in across],
         sections=shown_sections,
         footer=f"budgetcl {budgetcl.__version__}. The numbers behind this page: summary.csv; each run's folder holds "
         "its predictions, ledger and itemised prices.",
@@ -312,12 +341,23 @@ def _html_table(
     rows, blind_before = [], False
     for row in table.rows:
         blind = row.group == "blind"
-        kind = " ".join(["blind"] * blind + ["first-blind"] * (blind and not blind_before))
+        kind = " ".join(
+            ["blind"] * blind + ["first-blind"] * (blind and not blind_before) + ["control"] * bool(row.control)
+        )
         blind_before = blind
         cells = [_html_cell(column, row) for column in columns]
         rows.append({"name": _name(row), "kind": kind, "swatch": swatches.get(row.name, ""), "cells": cells})
     heads = [{"title": column.title, "unit": "%" if column.unit == "percent" else ""} for column in columns]
-    return {"title": title, "heads": heads, "rows": rows, "caption": caption}
+    return {"title": title, "first": "method", "heads": heads, "rows": rows, "caption": caption}
+
+
+def _html_grid(grid: Grid, swatches: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [
+        {"name": name, "kind": "said", "swatch": swatches.get(name, ""), "cells": [{"text": text} for text in texts]}
+        for name, *texts in grid.rows
+    ]
+    heads = [{"title": head, "unit": ""} for head in grid.heads[1:]]
+    return {"title": grid.title, "first": grid.heads[0], "heads": heads, "rows": rows, "caption": grid.caption}
 
 
 def _html_cell(column: Column, row: Row) -> dict[str, str]:
@@ -334,6 +374,15 @@ def _accuracy_caption(table: Comparison) -> str:
     if table.baseline is None:
         return ""
     return f"Small: difference to {table.baseline}, in points, paired by seed; ▲ ▼ where its 95 % interval excludes 0."
+
+
+def _spent_caption(board: Board) -> str:
+    return (
+        f"Means over seeds. The allowance here is counted in {board.flat[0].currency}; a run tells the others as well. "
+        "Memory-adjusted FLOPs: FLOPs x bytes needed at once / those of the reference update. The time of learning, "
+        "without predicting and evaluating, depends on the machine and on what else it did. Stored: the most bytes "
+        "kept between two steps."
+    )
 
 
 _COST_CAPTION = "Means over seeds. Wall clock and speed depend on the machine; everything else does not."
@@ -364,7 +413,7 @@ def _subtitle(sections: Sequence[_Section]) -> str:
 # --- Markdown, CSV, terminal ------------------------------------------------------------------------------------
 
 
-def _markdown(sections: Sequence[_Section], notes: Sequence[str]) -> str:
+def _markdown(sections: Sequence[_Section], notes: Sequence[str], across: Sequence[Grid]) -> str:
     lines = ["# Continual learning under one compute budget", "", _subtitle(sections), ""]
     lines += [f"> {note}\n" for note in notes]
     for section in sections:
@@ -372,12 +421,15 @@ def _markdown(sections: Sequence[_Section], notes: Sequence[str]) -> str:
         lines += [f"## {section.board.title}", ""]
         lines += [f"{note}\n" for note in table.notes]
         lines += [f"- {finding}" for finding in findings(table)] + [""]
-        for columns, caption in ((table.accuracy, _accuracy_caption(table)), (table.cost, _COST_CAPTION)):
-            lines += [*_markdown_table(table, columns), "", caption, ""]
+        for title, columns, caption in section.tables:
+            lines += [f"### {title}", "", *_markdown_table(table, columns), "", caption, ""]
+        lines += _markdown_grid(section.controls) if section.controls else []
         lines += ["### Plots", ""]
         lines += [f"![{plot.name}]({name})\n\n{plot.caption}\n" for name, plot in section.plots]
         lines += ["### How it was run", "", "| | |", "|---|---|"]
         lines += [f"| {_cell(what)} | {_cell(value)} |" for what, value in how_it_was_run(section.board)] + [""]
+    for grid in across:
+        lines += _markdown_grid(grid)
     lines += ["## How to read this", "", *(f"{paragraph}\n" for paragraph in READING)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -396,12 +448,20 @@ def _markdown_table(table: Comparison, columns: Sequence[Column]) -> list[str]:
     return lines
 
 
+def _markdown_grid(grid: Grid) -> list[str]:
+    lines = [f"### {grid.title}", ""]
+    if grid.rows:
+        lines += [f"| {' | '.join(grid.heads)} |", f"|{'---|' * len(grid.heads)}"]
+        lines += [f"| {' | '.join(map(_cell, row))} |" for row in grid.rows] + [""]
+    return [*lines, grid.caption, ""]
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
 def _name(row: Row) -> str:
-    return f"{row.name} *" if row.computed else row.name
+    return f"{row.name} *" if row.computed else f"↳ {row.name}" if row.control else row.name
 
 
 def _csv(found: Sequence[Board]) -> str:
@@ -413,7 +473,7 @@ def _csv(found: Sequence[Board]) -> str:
     return written.getvalue()
 
 
-def _print(sections: Sequence[_Section], notes: Sequence[str]) -> None:
+def _print(sections: Sequence[_Section], notes: Sequence[str], across: Sequence[Grid]) -> None:
     """Print one table per board: coloured in a terminal, plain text elsewhere, never wider than 120 columns."""
     from rich import box
     from rich.console import Console
@@ -437,14 +497,29 @@ def _print(sections: Sequence[_Section], notes: Sequence[str]) -> None:
             cells = [
                 _minus(row, column) if minus else shown(column, row.values.get(column.key)) for column, minus in columns
             ]
-            grid.add_row(Text(_name(row)), *map(Text, cells), style="dim" if row.group == "blind" else None)
+            faint = row.group == "blind" or row.control
+            grid.add_row(Text(_name(row)), *map(Text, cells), style="dim" if faint else None)
         console.print(grid)
+        if section.controls:
+            console.print(Text(f"{section.controls.title}:"))
+            for name, *_, said in section.controls.rows:
+                console.print(Text(f"  {name}: {said}"))
         for note in table.notes:
             console.print(Text(note, style="dim"))
         if any(minus for _, minus in columns) and table.primary:
             told = "; ▲ ▼: its 95 % interval excludes 0" if len(section.board.seeds) > 1 else ""
             said = f"Minus {table.baseline}: {table.primary.title} accuracy, in points, paired by seed{told}."
             console.print(Text(said, style="dim"))
+        console.print()
+    for turning in across:
+        if turning.rows:
+            grid = Table(title=turning.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+            for head in turning.heads:
+                grid.add_column(head)
+            for row_of_texts in turning.rows:
+                grid.add_row(*map(Text, row_of_texts))
+            console.print(grid)
+        console.print(Text(turning.caption, style="dim"))
         console.print()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from budgetcl.report.boards import Board
+from budgetcl.report.boards import UNLIMITED, Board
 from budgetcl.report.runs import AGES, BLOCKS, BlindGrid, Floats, Run
 from budgetcl.report.student import spread
 from budgetcl.report.tables import Comparison
@@ -59,6 +59,8 @@ def styles(groups: Mapping[str, str]) -> dict[str, Style]:
     for name, group in groups.items():
         if name == "naive":
             found[name] = Style(_INK, "o")
+        elif name.endswith(f": {UNLIMITED}"):
+            found[name] = Style(_INK, "", _DASHES[0])
         elif group == "blind":
             found[name] = Style(_GREYS[grey % len(_GREYS)], "", _DASHES[grey % len(_DASHES)])
             grey += 1
@@ -208,7 +210,7 @@ def budget(board: Board) -> str | None:
 
 def ahead(board: Board, table: Comparison, looks: Mapping[str, Style]) -> str | None:
     """Draw online beside near-future accuracy for each learner, with the best blind classifiers as lines."""
-    rows = [row for row in table.rows if {"online", "near_future"} <= set(row.values)]
+    rows = [row for row in table.entries if {"online", "near_future"} <= set(row.values)]
     learners = [row for row in rows if row.group != "blind"]
     if not learners:
         return None

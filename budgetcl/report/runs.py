@@ -17,6 +17,7 @@ from budgetcl.records.record import Results
 
 Floats = NDArray[np.float64]
 
+FLOPS = "FLOPs"  # the name of the default currency
 BLOCKS = 10  # into which a stream is cut where accuracy is shown along it
 AGES = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # edges of the age bins, as shares of the stream
 _SHOWN_WINDOWS = (1, 5, 20, 100, 500, 2500)  # of the blind classifiers, besides the chosen one and "all"
@@ -31,14 +32,15 @@ class Run:
         info: what ``run.json`` says.
         settings: its configuration, flat: "stream.order" -> "class".
         seen: (steps,) streamed samples seen after each step.
-        spent: (steps,) FLOPs charged since the start, after each step.
-        spending: category -> FLOPs charged over the whole run; "forfeited"; and what a control was not charged.
-        allowance: FLOPs allowed over the whole run.
+        spent: (steps,) FLOPs charged since the start, after each step; where something else is counted, FLOPs done.
+        spending: category -> what was charged over the whole run, in the unit of the allowance; "forfeited"; and the
+            FLOPs that were not charged where a category was free.
+        allowance: of the whole run, in its unit.
         accuracy: "step" and the accuracy of "all", "stream", "pretrain", "new" and "old" classes after these steps;
             empty where nothing is held out.
         future: shift -> accuracy on the samples so far ahead.
         along: "online" and "near_future": (BLOCKS,) accuracy in equal stretches of the stream; NaN in the warm-up.
-        flops_along: (BLOCKS,) FLOPs charged up to the end of each stretch.
+        flops_along: (BLOCKS,) ``spent`` up to the end of each stretch.
         ages: (len(AGES) - 1,) accuracy at the last occasion on re-takes by age, and how many there are; or None.
         start: the position from which the stream counts.
     """
@@ -66,6 +68,17 @@ class Run:
     def group(self) -> str:
         """baseline, sampling, distillation, partial, blind, ..."""
         return str(self.info.get("group") or "other")
+
+    @property
+    def control(self) -> tuple[str, str] | None:
+        """What kind of control it is, and of which method, as that was called; None for an entry of its own."""
+        control = self.info.get("control")
+        return (str(control["kind"]), str(control["of"])) if control else None
+
+    @property
+    def currency(self) -> str:
+        """What the allowance is counted in; a control may be held to a number of updates under any."""
+        return str((self.info.get("budget") or {}).get("currency") or FLOPS)
 
     @property
     def seed(self) -> int:
@@ -135,7 +148,7 @@ def _reduce(results: Results) -> Run:
             raise KeyError(f"{key} in its run.json")
     settings = flat_settings(results.config)
     steps = results.steps
-    spent = np.cumsum(steps["spent"].astype(float))
+    spent = np.cumsum(_flops(results))
     seen = steps["seen"].astype(np.int64)
     warmup = _warmup(settings)
     samples = int(info["stream_samples"])
@@ -206,6 +219,16 @@ def _start(info: Mapping[str, Any], warmup: float) -> int:
 def _accuracy(results: Results, rows: NDArray[np.int64]) -> float:
     log = results.predictions
     return float((log["pred"][rows] == log["target"][rows]).mean()) if len(rows) else float("nan")
+
+
+def _flops(results: Results) -> Floats:
+    """Return the FLOPs of each step."""
+    steps, ledger = results.steps, results.ledger
+    if results.info.get("currency", FLOPS) == FLOPS:
+        return steps["spent"].astype(float)
+    learning = ledger["category"] != "predict"
+    order = np.searchsorted(steps["step"], ledger["step"][learning])
+    return np.bincount(order, ledger["flops"][learning], minlength=len(steps["step"])) + steps["paid"]
 
 
 def _spending(results: Results) -> dict[str, float]:

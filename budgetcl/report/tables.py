@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from budgetcl.metrics.stats import Interval
-from budgetcl.report.boards import Board
+from budgetcl.report.boards import CONTROLS, Board
 from budgetcl.report.runs import BlindGrid, Run
 from budgetcl.report.student import student_interval
 
@@ -51,10 +51,18 @@ COST = (
     Column("seconds", "wall clock", "seconds"),
     Column("flops_per_second", "speed", "flops/s"),
 )
+# What was spent, in whatever an allowance may be counted in, and what may be capped beside.
+SPENT = (
+    Column("updates", "iterations (updates)", "count"),
+    Column("flops", "FLOPs", "flops"),
+    Column("adjusted_flops", "memory-adjusted FLOPs", "flops"),
+    Column("learning_seconds", "time of learning, here", "seconds"),
+    Column("bytes", "stored", "bytes"),
+)
 # What summary.csv begins with.
 CSV_COLUMNS = (
     "method", "seed", "stream", "average_accuracy", "final_accuracy", "online", "near_future", "retention", "updates",
-    "flops", "utilisation", "predict_flops", "bytes",
+    "flops", "adjusted_flops", "learning_seconds", "utilisation", "predict_flops", "bytes", "currency", "control",
 )  # fmt: skip
 # The blind classifiers that every time-stamped board shows; the window "chosen" is the one of the tuning prefix.
 BLIND_ROWS: tuple[tuple[str, int | str | None], ...] = (
@@ -75,6 +83,7 @@ class Row:
         values: column key -> mean and interval over seeds; NaN ends where there is one seed.
         differences: column key -> this row minus the baseline, paired by seed.
         computed: whether it was computed from the stream's labels, without a run.
+        control: which kind of control it is, and of which row; such a row is no entry and is not ranked.
     """
 
     name: str
@@ -83,6 +92,24 @@ class Row:
     values: Mapping[str, Interval]
     differences: Mapping[str, Interval] = field(default_factory=dict)
     computed: bool = False
+    control: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts.
+
+    Attributes:
+        title: what stands above it.
+        heads: of the columns.
+        rows: as many texts each; the first names the row, the last may be a sentence.
+        caption: what stands below it.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -90,9 +117,10 @@ class Comparison:
     """The rows of a board.
 
     Attributes:
-        rows: the baseline first, then the others by the primary column, blind rows last.
+        rows: the baseline first, then the others by the primary column, blind rows last; each with its controls below.
         accuracy: the accuracy columns that are not empty.
         cost: the cost columns that are not empty.
+        spent: what was spent, in each currency that is known of.
         primary: the column that rows are ordered by, or None where there is no accuracy at all.
         baseline: the row that differences are to, or None.
         notes: what must be said beside the table.
@@ -101,9 +129,15 @@ class Comparison:
     rows: tuple[Row, ...]
     accuracy: tuple[Column, ...]
     cost: tuple[Column, ...]
+    spent: tuple[Column, ...]
     primary: Column | None
     baseline: str | None
     notes: tuple[str, ...]
+
+    @property
+    def entries(self) -> tuple[Row, ...]:
+        """The rows that are no controls."""
+        return tuple(row for row in self.rows if row.control is None)
 
     def row(self, name: str) -> Row:
         """Return a row by its name."""
@@ -118,7 +152,10 @@ def comparison(board: Board, grids: Mapping[str, BlindGrid] | None = None) -> Co
         grids: fingerprint -> what blind classifiers score, for the blind rows that were not run.
     """
     baseline = board.runs[board.baseline] if board.baseline else {}
-    rows = [_row(name, board.group(name), runs, baseline) for name, runs in board.runs.items()]
+    rows = [
+        replace(_row(name, board.group(name), runs, baseline), control=board.controls.get(name))
+        for name, runs in board.runs.items()
+    ]
     rows += _blind_rows(board, grids or {}, baseline)
 
     def filled(columns: Sequence[Column]) -> tuple[Column, ...]:
@@ -128,9 +165,15 @@ def comparison(board: Board, grids: Mapping[str, BlindGrid] | None = None) -> Co
     keys = {column.key: column for column in accuracy}
     primary = keys.get("near_future") or keys.get("average_accuracy") or (accuracy[0] if accuracy else None)
 
-    def place(row: Row) -> tuple[bool, bool, float]:
-        value = row.values.get(primary.key) if primary else None
-        return row.group == "blind", row.name != board.baseline, -value.estimate if value else math.inf
+    places = {row.name: i for i, row in enumerate(rows)}
+
+    def place(row: Row) -> tuple[bool, bool, float, int, int]:
+        kind, of = row.control or ("", row.name)
+        head = rows[places.get(of, places[row.name])]
+        value = head.values.get(primary.key) if primary else None
+        by_value = -value.estimate if value else math.inf
+        below = CONTROLS.index(kind) + 1 if kind else 0
+        return head.group == "blind", head.name != board.baseline, by_value, places[head.name], below
 
     notes = list(board.notes)
     if len(board.seeds) == 1:
@@ -145,22 +188,37 @@ def comparison(board: Board, grids: Mapping[str, BlindGrid] | None = None) -> Co
         notes.append(f"Each seed's tuning prefix chose its own near-future shift S: {said}.")
     if any(row.computed for row in rows):
         notes.append("Blind rows marked * were not run: they are computed from the stream's labels on the same clock.")
-    return Comparison(tuple(sorted(rows, key=place)), accuracy, filled(COST), primary, board.baseline, tuple(notes))
+    if board.controls:
+        notes.append("Rows marked ↳ are controls of the row above them, no entries: they are not ranked.")
+    ordered = tuple(sorted(rows, key=place))
+    return Comparison(ordered, accuracy, filled(COST), filled(SPENT), primary, board.baseline, tuple(notes))
 
 
 def _row(name: str, group: str, runs: Mapping[int, Run], baseline: Mapping[int, Run]) -> Row:
     values, differences = {}, {}
-    for column in (*ACCURACY, *COST):
+    for column in {column.key: column for column in (*ACCURACY, *COST, *SPENT)}.values():
         numbers = {seed: run.number(column.key) for seed, run in runs.items()}
         numbers = {seed: number for seed, number in numbers.items() if math.isfinite(number)}
         if not numbers:
             continue
         values[column.key] = student_interval(list(numbers.values()))
-        base = {seed: baseline[seed].number(column.key) for seed in numbers if seed in baseline}
-        paired = [numbers[seed] - number for seed, number in base.items() if math.isfinite(number)]
-        if paired and runs is not baseline and column.better:
-            differences[column.key] = student_interval(paired)
+        difference = paired(runs, baseline, column.key)
+        if difference and runs is not baseline and column.better:
+            differences[column.key] = difference
     return Row(name, group, tuple(runs), values, differences)
+
+
+def paired(runs: Mapping[int, Run], others: Mapping[int, Run], key: str) -> Interval | None:
+    """Return the difference of two rows over the seeds that both have, paired by seed; None where there is none.
+
+    Args:
+        runs: seed -> run.
+        others: what is subtracted.
+        key: a number of the summary.
+    """
+    found = [runs[seed].number(key) - others[seed].number(key) for seed in runs if seed in others]
+    found = [difference for difference in found if math.isfinite(difference)]
+    return student_interval(found) if found else None
 
 
 def _blind_rows(board: Board, grids: Mapping[str, BlindGrid], baseline: Mapping[int, Run]) -> list[Row]:
@@ -200,6 +258,7 @@ def summary_rows(boards: Sequence[Board]) -> tuple[list[str], list[list[Any]]]:
     rows = []
     for run in runs:
         own = {"method": run.method, "seed": run.seed, "stream": run.stream, **run.summary}
+        own |= {"currency": run.currency, "control": run.control[0] if run.control else None}
         cells = [own.get(key) for key in (*CSV_COLUMNS, *further)]
         rows.append([*("" if cell is None else cell for cell in cells), run.fingerprint, run.info.get("id", "")])
     return header, rows

@@ -10,7 +10,7 @@ import numpy as np
 
 from budgetcl.metrics.stats import Interval
 from budgetcl.report.boards import Board
-from budgetcl.report.runs import Run
+from budgetcl.report.runs import FLOPS, Run
 from budgetcl.report.tables import Column, Comparison, Row
 
 
@@ -89,7 +89,7 @@ _TOLD = ("average_accuracy", "final_accuracy", "online", "near_future", "retenti
 def _against_baseline(table: Comparison, column: Column) -> str:
     """Say which learners differ from the baseline; nothing on one seed."""
     told: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
-    for row in table.rows:
+    for row in table.entries:
         difference = row.differences.get(column.key)
         if difference is None or row.group == "blind" or math.isnan(difference.low):
             continue
@@ -104,7 +104,7 @@ def _against_baseline(table: Comparison, column: Column) -> str:
 
 def _against_blind(table: Comparison, key: str, title: str) -> str:
     """Say whether learners do better than classifiers that see no image."""
-    rows = [row for row in table.rows if key in row.values]
+    rows = [row for row in table.entries if key in row.values]
     blind, learners = ([row for row in rows if (row.group == "blind") == wanted] for wanted in (True, False))
     if not blind or not learners:
         return ""
@@ -130,7 +130,8 @@ def _value(row: Row, key: str) -> float:
 
 def how_it_was_run(board: Board) -> list[tuple[str, str]]:
     """Return what a board's runs have in common, and the audit's word, as (what, value)."""
-    runs, infos = board.flat, [run.info for run in board.flat]
+    runs = board.with_controls().flat or board.flat
+    infos = [run.info for run in runs]
 
     def several(key: str) -> str:
         return ", ".join(dict.fromkeys(_plain(info.get(key)) for info in infos if info.get(key) is not None)) or "–"
@@ -141,13 +142,8 @@ def how_it_was_run(board: Board) -> list[tuple[str, str]]:
             return next(iter(values.values()))
         return ", ".join(f"{value} (seed {seed})" for seed, value in values.items())
 
-    budget, first = infos[0].get("budget") or {}, infos[0]
-    allowance = (
-        f"{_plain(budget['updates'])} reference updates a time step"
-        if budget.get("updates") is not None
-        else f"{quantity(float(budget.get('flops') or math.nan), 'flops')}FLOP a time step"
-    )
-    total = quantity(float(np.mean([run.allowance for run in runs])), "flops")
+    first = infos[0]
+    total = _in_unit(float(np.mean([run.allowance for run in runs])), str(first.get("currency") or FLOPS))
     size = f"{_plain(first.get('stream_samples'))} samples of {by_seed('classes')} classes"
     cut = f"{_plain(first.get('steps'))} time steps of at most {_plain(first.get('chunk'))}"
     given = {key[7:]: value for key, value in runs[0].settings.items() if key.startswith("stream.")}
@@ -158,7 +154,8 @@ def how_it_was_run(board: Board) -> list[tuple[str, str]]:
         ("Told apart by", ", ".join(board.conditions) or "–"),
         ("Fingerprint", by_seed("fingerprint")),
         ("Seeds", ", ".join(map(str, board.seeds))),
-        ("Allowance", f"{allowance}; {total}FLOP in all; the rest of a step: {several('rest')}"),
+        ("Allowance", f"{_allowance(runs[0])}; {total} in all; the rest of a step: {several('rest')}"),
+        ("Counted in", runs[0].currency),
         ("Accounting version", several("accounting")),
     ]
     free = {run.method: _plain(run.info.get("free")) for run in runs if run.info.get("free")}
@@ -171,7 +168,7 @@ def how_it_was_run(board: Board) -> list[tuple[str, str]]:
         rows.append(("Counted from", f"sample {runs[0].start} on (warm-up, and reached by every shift)"))
     versions = {key: value for info in infos for key, value in (info.get("versions") or {}).items()}
     rows += [
-        ("Audit", audit_word(runs)),
+        ("Audit", audit_word(board.flat)),
         ("Device", f"{several('device')}; threads: {several('threads')}; precision: {several('precision')}"),
         ("Machine", several("machine")),
         ("Versions", ", ".join(f"{name} {value}" for name, value in versions.items()) or "–"),
@@ -179,6 +176,26 @@ def how_it_was_run(board: Board) -> list[tuple[str, str]]:
         ("Time", f"{quantity(sum(float(info.get('seconds') or 0) for info in infos), 'seconds')} for {len(runs)} runs"),
     ]
     return [(what, value) for what, value in rows if value not in ("", "–")]
+
+
+def _allowance(run: Run) -> str:
+    budget = run.info.get("budget") or {}
+    if budget.get("updates") is not None:
+        given = f"{_plain(budget['updates'])} reference updates a time step"
+    elif budget.get("passes") is not None:
+        given = f"{_plain(budget['passes'])} reference passes over what a time step reveals"
+    else:
+        given = f"{quantity(float(budget.get('flops') or math.nan), 'flops')}FLOP a time step"
+    return f"{given}; at most {quantity(budget['bytes'], 'bytes')} stored" if budget.get("bytes") else given
+
+
+def _in_unit(value: float, currency: str) -> str:
+    """Return an amount of what a ledger counts: "1.2 TFLOP", "150 updates"."""
+    if currency.endswith("seconds"):
+        return quantity(value / 1e9, "seconds")
+    if currency == "iterations":
+        return f"{quantity(value, 'count')} updates"
+    return f"{quantity(value, 'flops')}{currency.replace('FLOPs', 'FLOP') if currency == FLOPS else f' {currency}'}"
 
 
 def audit_word(runs: Sequence[Run]) -> str:

@@ -48,7 +48,7 @@ def test_a_difference_is_marked_where_its_interval_excludes_zero(mean, half, tex
 
 
 def table(rows, column):
-    return Comparison(tuple(rows), (column,), (), column, "naive", ())
+    return Comparison(tuple(rows), (column,), (), (), column, "naive", ())
 
 
 def test_findings_sort_methods_by_what_was_shown():
