@@ -204,6 +204,26 @@ TRAINED |= {
     },
 }
 SAME_KEYS |= {"optimiser/sgd_plain": "optimiser/sgd"}
+# Backbones by name, built alone: (settings before, the change).
+SHORT = ("backbone.name=mobilenet_v3_small",)
+NAMED = {
+    "backbone/torchvision": {
+        "name": (SHORT, "backbone.name=shufflenet_v2_x0_5"),
+        "weights": (SHORT, "backbone.weights=nowhere.pth"),
+        "classifier": (SHORT, "backbone.classifier=true"),
+        "mean": (SHORT, "backbone.mean=[0.4,0.4,0.4]"),
+        "std": (SHORT, "backbone.std=[0.4,0.4,0.4]"),
+        "embed": (SHORT, "backbone.embed=[8,4]"),
+        "options": (SHORT, "backbone.options={reduced_tail:true}"),
+        "seed": (SHORT, "backbone.seed=7"),
+    },
+}
+NAMED["backbone/timm"] = {
+    key: (("backbone.name=resnet10t",), change) for key, (_, change) in NAMED["backbone/torchvision"].items()
+} | {
+    "name": (("backbone.name=resnet10t",), "backbone.name=test_resnet"),
+    "options": (("backbone.name=resnet10t",), "backbone.options={in_chans:1}"),
+}
 # Of run.yaml: where and how a run is made, not what; threads change bits only where there is more than one.
 HOW = {"name", "output", "rerun", "threads", "device", "query", "defaults", "hydra"}
 NEUTRAL = {"path", "memory", "workers", "damaged", "root", "cache"}  # of a table: where pictures lie, how they are read
@@ -236,7 +256,7 @@ def test_every_key_of_every_component_has_its_test():
     ):
         for path in (conf_folder() / group).glob("*.yaml"):
             name = f"{group}/{path.stem}"
-            assert keys_of(path) == set(TRAINED[SAME_KEYS.get(name, name)]), name
+            assert keys_of(path) == set((TRAINED | NAMED)[SAME_KEYS.get(name, name)]), name
     assert keys_of(conf_folder() / "run.yaml") - HOW == set(TRAINED["run"])
     for name, keys in STREAMS.items():
         node = yaml.safe_load((conf_folder() / "stream" / f"{name}.yaml").read_text(encoding="utf-8"))["stream"]
@@ -270,6 +290,27 @@ def test_a_changed_key_changes_the_outcome_or_is_refused(go, stream, method, set
         return
     changed = go(stream, method, *SMALL, *settings, change)
     assert outcome(base) != outcome(changed)
+
+
+def built(settings):
+    """What a backbone is: its weights, its normalisation, and what a head starts from; or that it is refused."""
+    try:
+        backbone = build(compose(settings).backbone)
+    except UserError as error:
+        return str(error)
+    digest = hashlib.sha256(repr((backbone.mean, backbone.std, backbone.feature_dim)).encode())
+    for tensor in backbone.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in NAMED.items() for key in keys])
+def test_a_changed_key_of_a_backbone_by_name_changes_it(name, key):
+    choice = name.replace("/", "=")
+    if choice.endswith("timm"):
+        pytest.importorskip("timm")
+    before, change = NAMED[name][key]
+    assert built([choice, *before]) != built([choice, *before, change])
 
 
 def test_the_same_configuration_has_the_same_outcome(go):

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from budgetcl.assets.checked import read_asset
 from budgetcl.errors import UserError, at_least
+from budgetcl.models.weights import SUFFIXES, as_float, load_exactly, names_file, read_weights
 from budgetcl.randomness import generator
 
 GLYPHS = "glyphs-backbone.safetensors"
+_NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 class BasicBlock(nn.Module):
@@ -49,7 +49,7 @@ class SmallResNet(nn.Module):
         channels: of the images; 1 or 3, say.
         widths: channels of the blocks; each block after the first halves the resolution.
         pretrained: None for fresh weights; "glyphs" for the weights that ship with the package, pretrained on the
-            first 1,000 characters of the atlas (scripts/pretrain_glyphs.py); or the path of a .safetensors file.
+            first 1,000 characters of the atlas (scripts/pretrain_glyphs.py); or the path of a file of weights.
         mean: per channel, of pixels on the scale 0..1; one number for all, or one each.
         std: per channel, like ``mean``.
         seed: of fresh weights.
@@ -79,7 +79,7 @@ class SmallResNet(nn.Module):
         at_least(1, channels=channels, **{f"widths[{i}]": width for i, width in enumerate(widths)})
         if not widths:
             raise UserError("widths=() given; at least one width is expected")
-        self.mean, self.std = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
+        self.mean, self.std = per_channel("mean", mean, channels), per_channel("std", std, channels)
         self.feature_dim = widths[-1]
         self.stem = nn.Conv2d(channels, widths[0], 5, 2, 2, bias=False)
         self.bn = nn.BatchNorm2d(widths[0])
@@ -101,7 +101,14 @@ class SmallResNet(nn.Module):
         return self.blocks(F.relu(self.bn(self.stem(x)))).mean((2, 3))
 
     def _load(self, pretrained: str) -> None:
-        tensors = read_weights(pretrained)
+        if pretrained == "glyphs":
+            tensors = as_float(load(read_asset(GLYPHS, "pretrain_glyphs.py")))
+        elif names_file(pretrained):
+            tensors = read_weights(pretrained)
+        else:
+            raise UserError(
+                f"pretrained={pretrained!r} given; null, 'glyphs' or a file ({', '.join(SUFFIXES)}) is expected"
+            )
         weight, bias = tensors.pop("head.weight", None), tensors.pop("head.bias", None)
         load_exactly(self, tensors, pretrained)
         if (weight is None) != (bias is None) or (weight is not None and weight.shape[1:] != (self.feature_dim,)):
@@ -112,65 +119,32 @@ class SmallResNet(nn.Module):
 
 
 def initialise(module: nn.Module, seed: int) -> None:
-    """Give fresh weights to convolutions and linear layers: He's normal initialisation, fan-out; biases zero.
+    """Give a module fresh weights, whatever it learned before.
 
-    The numbers come from numpy, not from torch's global generator, so that nothing else moves them.
+    Those of convolutions and linear layers are He's normal initialisation, fan-out; biases are zero, normalisation
+    layers the identity. The numbers come from numpy, not from torch's global generator, so that nothing else moves
+    them.
     """
+    for layer in module.modules():
+        if isinstance(layer, _NORMALISATION):
+            layer.reset_parameters()
     for name, parameter in module.named_parameters():
         if parameter.dim() > 1:
             fan_out = parameter.shape[0] * parameter[0, 0].numel() if parameter.dim() > 2 else parameter.shape[1]
             draw = generator(seed, f"weights/{name}").standard_normal(tuple(parameter.shape), dtype=np.float32)
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(draw * np.float32(math.sqrt(2 / fan_out))))
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
 
 
-def read_weights(pretrained: str) -> dict[str, Tensor]:
-    """Return the float32 tensors of "glyphs", or of a .safetensors file.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    if pretrained == "glyphs":
-        data = read_asset(GLYPHS, "pretrain_glyphs.py")
-    else:
-        try:
-            data = Path(pretrained).read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"pretrained={pretrained!r} given; null, 'glyphs' or the path of a .safetensors file is expected "
-                f"({error.strerror})"
-            ) from error
-    try:
-        tensors = safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise UserError(f"{pretrained} is not a readable .safetensors file ({error})") from error
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-
-
-def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load parameters and buffers whose names and shapes must all fit.
+def per_channel(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return one number a channel.
 
     Raises:
-        UserError: a name or a shape does not fit; the message gives the first that does not.
+        UserError: another count of numbers, or a deviation that is not above zero.
     """
-    own = module.state_dict()
-    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or unknown:
-        raise UserError(
-            f"{source} does not fit the backbone: {len(missing)} names are missing and {len(unknown)} unknown, "
-            f"such as {(missing + unknown)[0]!r}"
-        )
-    for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
-            raise UserError(
-                f"{source} does not fit the backbone: {name} is {tuple(tensors[name].shape)}, "
-                f"{tuple(tensor.shape)} is expected"
-            )
-    module.load_state_dict(dict(tensors))
-
-
-def _per_channel(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
     values = (float(value),) * channels if isinstance(value, (int, float)) else tuple(float(v) for v in value)
-    if len(values) != channels or (name == "std" and min(values) <= 0):
+    if len(values) != channels or (name.endswith("std") and min(values) <= 0):
         raise UserError(f"{name}={value!r} given; one number, or {channels} of them, is expected (std above zero)")
     return values

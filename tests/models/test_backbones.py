@@ -50,6 +50,16 @@ def test_fresh_weights_keep_the_size_of_signals():
     assert float(layer(x).detach().std()) == pytest.approx(2**0.5, rel=0.1)
 
 
+def test_a_network_that_learned_is_fresh_again_in_every_number():
+    fresh, used = SmallResNet(seed=3), SmallResNet(seed=3)
+    with torch.no_grad():
+        for tensor in used.state_dict().values():
+            tensor.add_(1)
+    initialise(used, 3)
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(tensor, used.state_dict()[name]), name
+
+
 def test_the_shipped_weights_know_the_first_half_of_the_atlas_and_not_the_second():
     backbone = SmallResNet(pretrained="glyphs").eval()
     assert backbone.head_weight.shape == (HALF, 64)
@@ -116,6 +126,8 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
         SmallResNet(pretrained=str(tmp_path / "text.safetensors"))
     with pytest.raises(UserError, match="pretrained='nowhere' given"):
         SmallResNet(pretrained="nowhere")
+    with pytest.raises(UserError, match=r"nowhere.safetensors cannot be read \(No such file"):
+        SmallResNet(pretrained="nowhere.safetensors")
     with pytest.raises(UserError, match=r"stem.weight is \(16, 1, 5, 5\)"):
         SmallResNet(channels=3, pretrained="glyphs")
     assert GLYPHS.endswith(".safetensors")
