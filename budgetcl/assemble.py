@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from budgetcl.budget.allowance import Reference
 from budgetcl.budget.compute import Compute
+from budgetcl.budget.placement import Placement
 from budgetcl.budget.prices import Prices
 from budgetcl.errors import UserError, at_least, one_of
 from budgetcl.learners.learner import Learner
@@ -96,5 +97,7 @@ def make_parts(cfg: DictConfig, source: Source | None = None, prices: Prices | N
         source.pixels.shape,
         prices,
     )
-    compute = Compute(prices, build(cfg.budget), reference, device_of(cfg.device), cfg.precision)
+    device = device_of(cfg.device)
+    placement = Placement(device, cfg.channels_last, cfg.compile)
+    compute = Compute(prices, build(cfg.budget), reference, device, cfg.precision, placement=placement)
     return Parts(source, build(cfg.learner), compute)

@@ -20,7 +20,7 @@ _HOW_READ = ("workers", "memory", "cache")  # of a stream: how its pictures are 
 # Overrides of these do not make another method.
 _NOT_THE_METHOD = (
     "method", "seed", "stream", "output", "name", "rerun", "device", "query", "tracker", "threads", "experiment",
-    "hydra", "control", "unlimited_passes",
+    "hydra", "control", "unlimited_passes", "channels_last", "compile",
 )  # fmt: skip
 
 

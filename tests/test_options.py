@@ -225,7 +225,7 @@ NAMED["backbone/timm"] = {
     "options": (("backbone.name=resnet10t",), "backbone.options={in_chans:1}"),
 }
 # Of run.yaml: where and how a run is made, not what; threads change bits only where there is more than one.
-HOW = {"name", "output", "rerun", "threads", "device", "query", "defaults", "hydra"}
+HOW = {"name", "output", "rerun", "threads", "device", "channels_last", "compile", "query", "defaults", "hydra"}
 NEUTRAL = {"path", "memory", "workers", "damaged", "root", "cache"}  # of a table: where pictures lie, how they are read
 STREAMS = {
     "glyphs": {

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from budgetcl.budget.allowance import Budget, Reference
 from budgetcl.budget.counter import CountFlops
 from budgetcl.budget.ledger import Exhausted, Ledger
+from budgetcl.budget.placement import Placement
 from budgetcl.budget.prices import Price, Prices
 from budgetcl.errors import UserError, one_of
 from budgetcl.models.network import Network, Outputs
@@ -62,6 +63,7 @@ class Compute:
         device: where networks run.
         precision: "fp32", or "bf16" for autocast.
         dry: price and charge, but run nothing and answer zeros: for estimates.
+        placement: how networks lie and run on the device; None for the usual way.
     """
 
     def __init__(
@@ -72,9 +74,11 @@ class Compute:
         device: torch.device,
         precision: str = "fp32",
         dry: bool = False,
+        placement: Placement | None = None,
     ) -> None:
         one_of(("fp32", "bf16"), precision=precision)
         self.prices, self.budget, self.reference, self.device = prices, budget, reference, device
+        self.placement = placement if placement is not None else Placement(device)
         self.ledger = Ledger(budget.rest, budget.free)
         self.audit: Audit | None = None
         self.updates = 0
@@ -210,6 +214,7 @@ class Compute:
         self.updates += 1
         if self._dry:
             return self._run(network, batch.x)
+        self.placement(network)
         if teacher is not None:
             taught = self._run(teacher, batch.x)
             batch = batch.adding(teacher=taught.logits, teacher_features=taught.features)
@@ -298,7 +303,7 @@ class Compute:
             yield False
             return
         self.audit = Audit(step)
-        with CountFlops() as counter:
+        with self.placement.eagerly(), CountFlops() as counter:
             self._counter = counter
             try:
                 yield True
@@ -377,13 +382,18 @@ class Compute:
     def _run(self, network: Network, x: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Outputs:
         if self._dry:
             return self._blank(network, x)
+        self.placement(network)
         with self._autocast():
-            return network(x) if parameters is None else functional_call(network, dict(parameters), (x,))
+            if parameters is None:
+                return network(x)
+            with self.placement.eagerly():
+                return functional_call(network, dict(parameters), (x,))
 
     def _gradient(self, objective: Objective, network: Network, batch: Batch) -> tuple[Mapping[str, Tensor], Outputs]:
         trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
         if self._dry:
             return {name: torch.zeros_like(p) for name, p in trainable.items()}, self._blank(network, batch.x)
+        self.placement(network)
         with self._autocast():
             loss, outputs = objective(network, batch)
         found = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True, materialize_grads=True)

@@ -248,7 +248,7 @@ class GradientLearner:
         """Before the first step: the pretraining samples are in memory, and their classifier is the first teacher."""
         self.network.takes(revealed.image_shape)
         self._image_bytes = int(np.prod(revealed.image_shape))
-        self.network.to(compute.device)
+        compute.placement(self.network)
         self._complete()
         past = np.setdiff1d(revealed.indices, revealed.new)
         if not len(past):
@@ -353,6 +353,7 @@ class GradientLearner:
         self._image_bytes, self._pretraining_classes = state["image_bytes"], state["pretraining_classes"]
         if self._image_bytes:
             self._complete()
+        self.network.to(state["network"]["head.weight"].device)  # before an optimiser and companions follow it there
         self.network.take_up(state["network"])
         parameters = dict(self.network.named_parameters())
         self.network.set_trainable([parameters[name] for name in state["trainable"]])

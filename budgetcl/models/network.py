@@ -53,14 +53,25 @@ class Network(nn.Module):
         mean, std = (torch.as_tensor(getattr(backbone, name), dtype=torch.float32) for name in ("mean", "std"))
         self.register_buffer("scale", (1 / (255 * std)).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("offset", (-mean / std).view(1, -1, 1, 1), persistent=False)
+        self._layout = torch.preserve_format
         self._skeleton: str | None = None
         self._sized: tuple[str, int, int] | None = None
         self._frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> Outputs:
         """(n, channels, height, width) uint8, or features (n, d) -> outputs."""
-        features = x if x.ndim == 2 else self.backbone(x.float().mul(self.scale).add(self.offset))
+        features = x if x.ndim == 2 else self.backbone(self._normal(x))
         return Outputs(self.head(features), features)
+
+    def _normal(self, x: Tensor) -> Tensor:
+        if self._layout is not torch.preserve_format:
+            x = x.contiguous(memory_format=self._layout)
+        return x.float().mul(self.scale).add(self.offset)
+
+    def lay_out(self, layout: torch.memory_format) -> None:
+        """Let pictures, and the weights of convolutions, lie channels last in memory, or contiguously."""
+        self._layout = layout
+        self.backbone.to(memory_format=layout)  # type: ignore[call-overload]
 
     @property
     def feature_dim(self) -> int:

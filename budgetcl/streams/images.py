@@ -170,9 +170,13 @@ class ImagePixels:
         return self._decoded(new, None, into=(self._kept, new)).then(gathered)
 
     def _empty(self, count: int) -> Tensor:
-        """Return room for pictures, laid out channels last: as decoders write them, and as convolutions read them."""
+        """Return room for pictures, laid out channels last: as decoders write them, and as convolutions read them.
+
+        Where CUDA is in use it is pinned, so that it can be copied to the device without waiting.
+        """
         channels, height, width = self.shape
-        return torch.empty((count, height, width, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+        size, pinned = (count, height, width, channels), torch.cuda.is_initialized()
+        return torch.empty(size, dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
 
     def _decoded(
         self, indices: IntArray, numbers: Numbers | None, into: tuple[Tensor, IntArray] | None = None
