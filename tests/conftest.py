@@ -81,15 +81,18 @@ _chosen = cache(compose)
 
 @pytest.fixture(scope="session")
 def tiny():
-    """(stream, method, *overrides) -> what it takes to run it: source, learner, compute, cfg."""
+    """(stream, method, *overrides) -> what it takes to run it: source, learner, compute, cfg, and all overrides."""
     shared = Prices()  # prices depend on shapes alone, so runs may share them; one test shows that they do not differ
 
     def make(stream, method, *overrides, prices=shared, source=None):
-        cfg = composed((*STREAMS[stream], f"method={method}", *overrides))
+        given = (*STREAMS[stream], f"method={method}", *overrides)
+        cfg = composed(given)
         parts = make_parts(cfg, source)
         if prices is not None:
             parts.compute.prices = parts.compute.reference._prices = prices
-        return SimpleNamespace(source=parts.source, learner=parts.learner, compute=parts.compute, cfg=cfg)
+        return SimpleNamespace(
+            source=parts.source, learner=parts.learner, compute=parts.compute, cfg=cfg, overrides=given
+        )
 
     return make
 
@@ -115,6 +118,12 @@ def go(tiny):
         return result
 
     return make
+
+
+@pytest.fixture(scope="session")
+def kept():
+    """(parts, cfg) -> the kept run of what was made elsewhere."""
+    return lambda parts, cfg: run(parts.source, parts.learner, parts.compute, Kept(), cfg.seed, query_size=cfg.query)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,160 @@
+"""Controls: a method without its price, naive training with its price and without its idea, and the upper line."""
+
+import json
+import math
+
+import pytest
+
+from budgetcl.cli import main
+from budgetcl.configuration import plain, run_id
+from budgetcl.controls import plan, prepared
+from budgetcl.errors import UserError
+from budgetcl.records.record import find
+from budgetcl.report.boards import boards
+from budgetcl.report.runs import reduce
+
+
+@pytest.fixture
+def asked(tiny):
+    """(method, control, *overrides) -> the configuration, and what it was composed from."""
+
+    def make(method, control, *overrides):
+        parts = tiny("glyphs", method, f"control={control}", *overrides)
+        return parts.cfg, parts.overrides
+
+    return make
+
+
+@pytest.fixture
+def made(asked, kept):
+    """(method, control, *overrides) -> what runs: its configuration, the kept run, the budget that it stands beside."""
+
+    def make(method, control, *overrides):
+        cfg, given = asked(method, control, *overrides)
+        cfg, parts, budget = prepared(plan(cfg, given).asked, given)
+        return cfg, kept(parts, cfg), budget
+
+    return make
+
+
+def test_uncharged_everything_but_training_is_free_and_recorded(made):
+    cfg, kept, budget = made("kd_mse", "uncharged")
+    assert kept.steps["updates"].tolist() == [4, 4, 4]  # as many as naive, by the definition of the allowance
+    assert kept.category("teacher") == [0, 0, 0]
+    assert min(kept.category("teacher", "flops")) > 0
+    assert set(cfg.budget.free) == {"teacher", "score", "select", "calibrate", "regularise", "probe", "predict"}
+    assert budget.free == ()
+    assert kept.audit()["agrees"]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("kd_mse", ()), ("max_loss", ()), ("head_only", ()), ("ace", ("budget.rest=carry",))]
+)
+def test_naive_makes_exactly_the_updates_that_the_method_makes(go, made, method, settings):
+    cfg, kept, budget = made(method, "same_updates", *settings)
+    theirs = go("glyphs", method, *settings).steps["updates"].tolist()
+    assert kept.steps["updates"].tolist() == theirs
+    assert set(kept.ledger["category"]) == {"train", "predict"}
+    assert cfg.method.name == "naive"
+    assert budget.updates == 4  # it stands beside the method
+    assert kept.audit()["agrees"]
+
+
+def test_with_the_updates_of_a_method_it_is_naive_training_on_so_many_to_the_bit(go, made, same):
+    _, kept, _ = made("kd_mse", "same_updates")
+    assert kept.steps["updates"].tolist() == [2, 2, 2]
+    plainly = go("glyphs", "naive", "budget.updates=2")
+    same(kept.predictions, plainly.predictions)
+    assert kept.category("train", "flops") == plainly.category("train", "flops")
+
+
+def test_the_number_holds_whatever_an_update_costs(go, made):
+    """With another batch an update costs another share of the reference's; as many they stay."""
+    _, kept, _ = made("kd_mse", "same_updates", "learner.batch=2")
+    theirs = go("glyphs", "kd_mse", "learner.batch=2").steps["updates"].tolist()
+    assert kept.steps["updates"].tolist() == theirs
+    assert min(theirs) > 4
+
+
+def test_naive_keeps_what_was_set_beside_the_method_and_drops_what_is_the_methods(asked):
+    cfg, given = asked(
+        *("kd_mse", "same_updates", "optimiser.lr=0.2", "learner.batch=4", "seed=3", "objective.weight=0.5"),
+        *("sampler=recent", "learner.restart=scratch"),
+    )
+    cfg, parts, _ = prepared(cfg, given)
+    assert (cfg.optimiser.lr, cfg.learner.batch, cfg.seed, cfg.stream.seed) == (0.2, 4, 3, 3)
+    assert "distillation" not in cfg.learner.objective._target_
+    assert cfg.learner.sampler._target_.endswith("Uniform")
+    assert cfg.learner.restart is None
+    assert len(parts.source.stream) == 3
+
+
+def test_the_seed_is_the_configurations_where_no_override_names_it(asked):
+    cfg, given = asked("kd_mse", "same_updates")
+    cfg.seed = 7
+    assert prepared(cfg, given)[0].stream.seed == 7
+
+
+def test_unlimited_makes_so_many_passes_over_all_that_was_seen(asked):
+    cfg, given = asked("max_loss", "unlimited", "unlimited_passes=1.5")
+    cfg, _, budget = prepared(plan(cfg, given).asked, given)
+    # 10 classes x 8 pictures to begin with, 3 x 8 more in each step, batches of 8
+    assert list(cfg.budget.updates) == [math.ceil(1.5 * (80 + 24 * step) / 8) for step in (1, 2, 3)]
+    assert budget.updates == 4
+    assert cfg.method.name == "naive"
+
+
+def test_all_methods_share_one_unlimited_run(asked):
+    plans = [plan(*asked(method, "unlimited")) for method in ("kd_mse", "max_loss", "knn")]
+    assert len({run_id(plain(each.asked)) for each in plans}) == 1
+    assert {each.label for each in plans} == {"naive(reference.batch=8,budget.updates=4): unlimited"}
+
+
+def test_each_control_has_an_identity_of_its_own(asked):
+    configurations = [asked("kd_mse", control)[0] for control in ("null", "uncharged", "same_updates", "unlimited")]
+    by_hand = asked("kd_mse", "null", "budget.free=[teacher,score,select,calibrate,regularise,probe,predict]")[0]
+    assert len({run_id(plain(cfg)) for cfg in (*configurations, by_hand)}) == 5
+    more = asked("kd_mse", "null", "unlimited_passes=3")[0]
+    assert run_id(plain(more)) == run_id(plain(configurations[0]))  # means nothing without the control
+
+
+@pytest.mark.parametrize(
+    ("method", "control", "settings", "message"),
+    [
+        ("knn", "same_updates", (), "knn makes no updates"),
+        ("kd_mse", "same_updates", ("currency=seconds",), "not known before"),
+        ("kd_mse", "free", (), "control='free' given"),
+        ("kd_mse", "unlimited", ("unlimited_passes=0",), "a positive number is expected"),
+    ],
+)
+def test_what_has_no_such_control_is_refused_in_one_line(asked, method, control, settings, message):
+    cfg, given = asked(method, control, *settings)
+    with pytest.raises(UserError, match=message) as error:
+        prepared(plan(cfg, given).asked, given)
+    assert "\n" not in str(error.value)
+
+
+SMALL = (
+    "stream=glyphs", "stream.pretrain_classes=4", "stream.stream_classes=4", "stream.steps=2", "stream.train=8",
+    "stream.pretrain_train=8", "stream.test=3", "reference.batch=8", "budget.updates=4",
+)  # fmt: skip
+
+
+def test_a_sweep_over_controls_puts_them_below_their_method(tmp_path, capfd):
+    small = (*SMALL, f"output={tmp_path}")
+    sweep = ["run", "-m", *small, "method=kd_mse", "control=null,same_updates"]
+    assert main(sweep) == 0
+    assert main(["run", *small, "method=naive"]) == 0
+    capfd.readouterr()
+    assert main(sweep) == 0
+    assert "2 runs: 2 already done" in capfd.readouterr().out
+    (board,) = boards(reduce(results) for results in find([tmp_path]))
+    assert board.methods == ("naive", "kd_mse", "naive: updates of kd_mse")
+    infos = {name: runs[0].info for name, runs in board.runs.items()}
+    assert infos["kd_mse"]["control"] is None
+    assert infos["naive: updates of kd_mse"]["control"]["kind"] == "same_updates"
+    assert infos["naive: updates of kd_mse"]["control"]["of"] == infos["kd_mse"]["method"]
+    assert len({json.dumps(info["budget"]) for info in infos.values()}) == 1
+    assert infos["naive: updates of kd_mse"]["group"] == "control"
+    updates = {name: runs[0].number("updates") for name, runs in board.runs.items()}
+    assert 0 < updates["naive: updates of kd_mse"] == updates["kd_mse"] < updates["naive"]
