@@ -384,9 +384,9 @@ def may_wait(refusal: Exhausted, step: TimeStep, compute: Compute) -> None:
     Raises:
         UserError: it never will.
     """
-    if compute.ledger.allowance == 0:  # nothing was granted, so nothing is missing
-        return
     carries = compute.budget.rest == "carry"
+    if compute.ledger.allowance == 0 or (carries and compute.updates):  # nothing was granted; or only the rest is lost
+        return
     if not carries or refusal.price > compute.most:
         raise UserError(
             f"step {step.number}: the allowance of {compute.most:,} FLOPs{' at most' if carries else ''} does not pay "
