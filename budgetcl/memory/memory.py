@@ -121,7 +121,7 @@ class Memory:
 
     @property
     def class_counts(self) -> IntArray:
-        """(classes,) how many samples of each class were revealed."""
+        """(classes,) how many samples of each class are held."""
         return self._counts
 
     def rows_of(self, label: int) -> IntArray:
@@ -140,7 +140,10 @@ class Memory:
     def _select(self, rows: IntArray) -> None:
         state, new = self.state_dict(), int((rows >= self._size - self.new).sum())
         columns = {name: state[name][rows] for name in ("index", "label", "used")}
-        stored = {name: (t[torch.from_numpy(rows)], widths[rows]) for name, (t, widths) in state["stored"].items()}
+        stored = {}
+        for name, (tensor, widths) in state["stored"].items():
+            there = rows[rows < len(widths)]  # the last rows may have nothing stored yet
+            stored[name] = tensor[torch.from_numpy(there)], widths[there]
         self.load_state_dict({**columns, "stored": stored, "new": new})
 
     # --- stored tensors -------------------------------------------------------------------------------------------
@@ -195,4 +198,5 @@ class Memory:
         self._clear()
         self.add(state["index"], state["label"])
         self._used[: self._size] = state["used"]
-        self._stored, self.new = dict(state["stored"]), state["new"]
+        self._stored = {name: (tensor.clone(), widths.copy()) for name, (tensor, widths) in state["stored"].items()}
+        self.new = state["new"]
