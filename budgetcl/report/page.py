@@ -353,11 +353,13 @@ def _html_table(
 
 def _html_grid(grid: Grid, swatches: Mapping[str, Any]) -> dict[str, Any]:
     rows = [
-        {"name": name, "kind": "said", "swatch": swatches.get(name, ""), "cells": [{"text": text} for text in texts]}
+        {"name": name, "kind": "", "swatch": swatches.get(name, ""), "cells": [{"text": text} for text in texts]}
         for name, *texts in grid.rows
     ]
     heads = [{"title": head, "unit": ""} for head in grid.heads[1:]]
-    return {"title": grid.title, "first": grid.heads[0], "heads": heads, "rows": rows, "caption": grid.caption}
+    said = "said" if grid.heads[-1] == "what this says" else ""
+    named = {"title": grid.title, "first": grid.heads[0], "caption": grid.caption, "kind": said}
+    return {**named, "heads": heads, "rows": rows}
 
 
 def _html_cell(column: Column, row: Row) -> dict[str, str]:
@@ -406,8 +408,13 @@ def _subtitle(sections: Sequence[_Section]) -> str:
         "stream": list(dict.fromkeys(run.stream for run in runs)),
         "seed": [str(seed) for seed in sorted({run.seed for run in runs})],
     }
+    methods = len({run.method for run in runs if not run.control})
+    controls = len({run.method for run in runs if run.control})
+    rows = f"{methods} method{'s' * (methods != 1)}"
+    if controls:
+        rows += f" and {controls} control{'s' * (controls != 1)}"
     named = (f"{name}{'s' * (len(those) > 1)} {', '.join(those)}" for name, those in numbers.items())
-    return " · ".join([f"{len(runs)} runs", f"{len({run.method for run in runs})} methods", *named])
+    return " · ".join([f"{len(runs)} runs", rows, *named])
 
 
 # --- Markdown, CSV, terminal ------------------------------------------------------------------------------------
