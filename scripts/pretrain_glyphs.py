@@ -1,6 +1,6 @@
 """Pretrain the backbone that ships with the package, on the pretraining half of the atlas.
 
-    python scripts/pretrain_glyphs.py [--passes 160000] [--seed 0] [--dry]
+    python scripts/pretrain_glyphs.py [--passes 160000] [--seed 0] [--dry | --out weaker.safetensors]
 
 It plays the part of ImageNet weights: everybody starts from the same file. It sees the first 1,000 characters only,
 and views of them that no stream shows. Takes about a minute on one thread; writes budgetcl/assets/ unless --dry.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 import safetensors.torch
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=160_000, help="pictures trained on, each seen once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry", action="store_true", help="write nothing")
+    parser.add_argument("--out", type=Path, help="a .safetensors file to write to, instead of the package's own")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -82,8 +84,12 @@ def main() -> None:
     if not arguments.dry:
         tensors = backbone.state_dict() | {"head.weight": head.weight, "head.bias": head.bias}
         half = {name: t.detach().half() if t.is_floating_point() else t for name, t in tensors.items()}
-        write_asset(GLYPHS, safetensors.torch.save({name: t.contiguous() for name, t in half.items()}))
-        print(f"written: {GLYPHS}")
+        data = safetensors.torch.save({name: t.contiguous() for name, t in half.items()})
+        if arguments.out:
+            arguments.out.write_bytes(data)
+        else:
+            write_asset(GLYPHS, data)
+        print(f"written: {arguments.out or GLYPHS}")
 
 
 if __name__ == "__main__":

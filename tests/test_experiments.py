@@ -33,20 +33,24 @@ def test_a_preset_composes_and_has_one_allowance(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_presets_methods_exist_and_its_first_line_describes_it(preset):
     methods = [name for name in str(swept(preset).get("method", "")).split(",") if name]
-    assert set(methods) <= METHODS and len(set(methods)) == len(methods)
+    assert set(methods) <= METHODS
+    assert len(set(methods)) == len(methods)
     lines = (conf_folder() / "experiment" / f"{preset}.yaml").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "# @package _global_" and len(lines[1]) > 20 and lines[1].startswith("# ")
+    assert lines[0] == "# @package _global_"
+    assert len(lines[1]) > 20
+    assert lines[1].startswith("# ")
 
 
 @pytest.mark.parametrize("preset", TABLES)
 def test_a_table_of_the_papers_has_its_command_and_reported_seeds(preset):
     text = (conf_folder() / "experiment" / f"{preset}.yaml").read_text(encoding="utf-8")
     assert f"budgetcl run -m experiment={preset}" in text
-    assert swept(preset)["seed"] == "range(0,5)" and "method" in swept(preset)
+    assert swept(preset)["seed"] == "range(0,5)"
+    assert "method" in swept(preset)
 
 
 @pytest.mark.parametrize("preset", TABLES)
-@pytest.mark.parametrize("stream, updates", [("imagenet2k_ci", 400), ("cglm", 100), ("cloc", 2)])
+@pytest.mark.parametrize(("stream", "updates"), [("imagenet2k_ci", 400), ("cglm", 100), ("cloc", 2)])
 def test_a_table_moves_to_the_papers_data_by_one_group(preset, stream, updates):
     cfg = compose([f"experiment={preset}", f"stream={stream}"])
     assert cfg.stream._target_ == "budgetcl.streams.table.table"
@@ -59,4 +63,5 @@ def test_a_preset_is_a_whole_table_and_the_command_line_may_narrow_it(tmp_path):
             "stream.shift=32", "stream.retention=16")  # fmt: skip
     assert main(["run", "-m", "experiment=online", *tiny, f"output={tmp_path}", "method=majority", "seed=3"]) == 0
     runs = [run.info for run in find([Path(tmp_path)])]
-    assert sorted(info["budget"]["updates"] for info in runs) == [1, 6] and {info["seed"] for info in runs} == {3}
+    assert sorted(info["budget"]["updates"] for info in runs) == [1, 6]
+    assert {info["seed"] for info in runs} == {3}
