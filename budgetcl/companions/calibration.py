@@ -63,7 +63,7 @@ class WeightAligning(Calibration):
 
     def begin(self, place: Place) -> None:
         """Note which classes are new, and reserve what aligning costs."""
-        self._old, self._known = self._known, place.network.head.classes
+        self._old, self._known = self._known or _classes_before(place), place.network.head.classes
         if 0 < self._old < self._known:
             place.compute.reserve("calibrate", self._cost(place.network))
 
@@ -257,8 +257,8 @@ class BiasCorrection(HeldOut):
 
     def begin(self, place: Place) -> None:
         """Note which classes are new; correct only where there are some, beside old ones."""
-        self._old, classes = len(self._scale), place.network.head.classes
-        more, device = classes - self._old, place.compute.device
+        self._old, classes = len(self._scale) or _classes_before(place), place.network.head.classes
+        more, device = classes - len(self._scale), place.compute.device
         self._scale = torch.cat([self._scale.to(device), torch.ones(more, device=device)])
         self._shift = torch.cat([self._shift.to(device), torch.zeros(more, device=device)])
         self._chosen = np.empty(0, np.int64)
@@ -469,3 +469,9 @@ class GaussianAlignment(Exemplars):
                 loss.backward()
             optimiser.step()
         optimiser.zero_grad()
+
+
+def _classes_before(place: Place) -> int:
+    """Return how many classes were known before the step: in the first one, those of pretraining."""
+    past = np.setdiff1d(place.revealed.indices, place.revealed.new)
+    return int(place.revealed.labels(past).max()) + 1 if len(past) else 0

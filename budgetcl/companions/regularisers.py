@@ -1,9 +1,10 @@
 """Regularisers: a penalty on how far the weights move from where the last step left them.
 
 Each holds a copy of the last step's weights (the anchor) and, but for L2, an importance for each of them; their bytes
-count. Rows of a head that are newer than the anchor are not held back. A penalty and its gradient cost 6 FLOPs a
-trained parameter (5 without an importance), charged with each update as "regularise"; what an importance costs to find
-is reserved when the step opens and spent after its last update.
+count. Rows of a head that are newer than the anchor are not held back, nor is what an importance was never found for.
+A penalty and its gradient cost 6 FLOPs a trained parameter (5 without an importance), charged with each update as
+"regularise". What an importance costs to find is reserved when the step opens and spent after its last update, as
+"probe": a category of its own, since what a category is charged draws on its reservation first.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class EWC(L2):
         each = fisher(1, gradient, place.network.trainable)
         affordable = max(1, int(self.spend * place.compute.spare) // each)
         self._drawn = min(self.samples, len(place.memory), affordable)
-        place.compute.reserve("regularise", self._drawn * each)
+        place.compute.reserve("probe", self._drawn * each)
 
     def end(self, place: Place) -> None:
         """Find the importance and take the step's weights as the anchor."""
@@ -123,8 +124,8 @@ class EWC(L2):
         rows = place.random("importance").choice(len(place.memory), n, replace=False)
         batch = place.revealed.batch(place.memory.index[rows])
         found = {name: torch.zeros_like(p) for name, p in _trained(place.network)}
-        place.compute.work("regularise", 2 * n * place.network.trainable)
-        for gradient in place.compute.gradients(self.objective, place.network, batch, "regularise"):
+        place.compute.work("probe", 2 * n * place.network.trainable)
+        for gradient in place.compute.gradients(self.objective, place.network, batch, "probe"):
             for name, value in gradient.items():
                 found[name] += self._of_one(value) / n
         self._importance = _added(self._importance, found, self.decay)
@@ -134,8 +135,7 @@ class EWC(L2):
         return gradient.square()
 
     def _weighted(self, name: str, squares: Tensor) -> Tensor:
-        importance = self._importance.get(name)
-        return squares if importance is None else squares * _rows(importance, squares)
+        return squares * _padded(self._importance.get(name), squares)
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return the anchor and the importance."""
@@ -180,7 +180,7 @@ class SquaredOutputs:
 
 
 class RWalk(L2):
-    """Riemannian walk (Chaudhry et al., ECCV 2018): strength x sum (F + s) (w - w*)^2, eq. 9.
+    """Riemannian walk (Chaudhry et al., ECCV 2018): strength / 2 x sum (F + s) (w - w*)^2, eq. 9.
 
     F is a moving average of the squared gradients of training batches, so it takes no pass of its own; s adds up, over
     the updates, how much of the loss's fall a weight accounts for, relative to how far it moved in the Fisher's metric
@@ -235,26 +235,30 @@ class RWalk(L2):
             fisher.lerp_(p.grad.square(), self.rate)
             self._fall[name] -= p.grad * (p - self._before[name])
             self._before[name].copy_(p)
-            if self._updates % self.interval == 0:
-                moved = fisher * (p - self._started[name]).square() / 2 + self.epsilon
-                self._found[name] += (self._fall[name] / moved).clamp_(min=0)
-                self._fall[name].zero_()
-                self._started[name].copy_(p)
+        if self._updates % self.interval == 0:
+            self._measure()
+
+    def _measure(self) -> None:
+        """Score the way since the last measurement."""
+        for name, fall in self._fall.items():
+            if name in self._fisher:
+                moved = self._fisher[name] * (self._before[name] - self._started[name]).square() / 2 + self.epsilon
+                self._found[name] += (fall / moved).clamp_(min=0)
+                fall.zero_()
+                self._started[name].copy_(self._before[name])
 
     def end(self, place: Place) -> None:
         """Halve the scores with those of earlier steps, and take the step's weights as the anchor."""
-        first = not self._scores
-        self._scores = {
-            name: value if first else (value + _padded(self._scores.get(name), value)) / 2
-            for name, value in self._found.items()
-        }
+        if self._updates % self.interval:  # the last way is a shorter one
+            self._measure()
+        for name, value in self._found.items():
+            old = self._scores.get(name)
+            self._scores[name] = value if old is None else (value + _padded(old, value)) / 2
         self._before, self._started, self._fall, self._found = {}, {}, {}, {}
         super().end(place)
 
     def _weighted(self, name: str, squares: Tensor) -> Tensor:
-        if name not in self._scores or name not in self._fisher:
-            return squares * 0
-        return squares * (_rows(self._fisher[name], squares) + _rows(self._scores[name], squares))
+        return squares * (_padded(self._fisher.get(name), squares) + _padded(self._scores.get(name), squares))
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return the anchor, F and the scores."""
@@ -281,6 +285,9 @@ def _rows(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _padded(value: Tensor | None, like: Tensor) -> Tensor:
+    """Return as many rows as the other has, with zeros where there is none."""
+    if value is not None and (not value.ndim or len(value) >= len(like)):
+        return _rows(value, like)
     padded = torch.zeros_like(like)
     if value is not None:
         padded[: len(value)] = value
