@@ -108,8 +108,9 @@ class GradientLearner:
 
     @property
     def _companions(self) -> dict[str, Companion]:
-        found = {"regulariser": self.regulariser, "averaging": self.averaging, "calibration": self.calibration}
-        return {"teacher": self.teacher, **found} if self._objective.teacher else found
+        """In this order: what a step's end changes comes before what remembers the network as the step left it."""
+        found = {"averaging": self.averaging, "calibration": self.calibration, "regulariser": self.regulariser}
+        return {**found, "teacher": self.teacher} if self._objective.teacher else found
 
     # --- learning -------------------------------------------------------------------------------------------------
 
