@@ -49,10 +49,14 @@ class Population:
 
     def fit(self, step: TimeStep, revealed: Revealed, compute: Compute) -> None:
         """Train all learners in turn until the allowance is spent, then let the best one lead."""
-        try:
-            places = [member.begin(step, revealed, compute) for member in self._members]
-        except Exhausted as refusal:
-            may_wait(refusal, step, compute)
+        places, refused = [], None
+        for member in self._members:
+            try:
+                places.append(member.begin(step, revealed, compute))
+            except Exhausted as refusal:  # the others still take the step into their memories
+                refused = refusal
+        if refused is not None:
+            may_wait(refused, step, compute)
             return
         updates, losses = 0, torch.zeros(len(self._members), device=compute.device)
         try:
@@ -75,10 +79,10 @@ class Population:
     def _lead(self, best: int) -> None:
         self._best = best
         self._rate *= self.factors[best]
-        state = copy.deepcopy(self._members[best].state_dict())
+        state = self._members[best].state_dict()
         for i, member in enumerate(self._members):
             if i != best:
-                member.load_state_dict(state)
+                member.load_state_dict(copy.deepcopy(state))  # an optimiser would share its tensors
 
     def predict(self, query: Query, compute: Compute) -> Predictions:
         """Return what the best learner answers."""
