@@ -87,6 +87,14 @@ TRAINED = {
         "flops": ("glyphs", "naive", ("budget.updates=null", "budget.flops=1000000000"), "budget.flops=500000000"),
         "rest": ("glyphs", "naive", ("budget.updates=2.5",), "budget.rest=truncate"),
         "free": ("glyphs", "kd_mse", (), "budget.free=[teacher]"),
+        "bytes": ("glyphs", "kd_mse", (), "budget.bytes=1000"),
+        "currency": ("glyphs", "kd_mse", (), "currency=memory_adjusted"),
+    },
+    "currency/flops": {},
+    "currency/iterations": {},
+    "currency/memory_adjusted": {},
+    "currency/seconds": {
+        "budget": ("glyphs", "naive", ("currency=seconds", "currency.budget=0.2"), "currency.budget=0.3")
     },
     "learner/gradient": {
         "batch": ("glyphs", "naive", (), "learner.batch=4"),
@@ -120,7 +128,12 @@ TRAINED = {
         "reference": ("glyphs", "naive", (), "reference.batch=4"),
     },
 }
-SAME_KEYS = {"budget/flops": "budget/updates", "budget/passes": "budget/updates", "backbone/small": "backbone/glyphs"}
+SAME_KEYS = {
+    "budget/flops": "budget/updates",
+    "budget/passes": "budget/updates",
+    "budget/delay": "budget/updates",
+    "backbone/small": "backbone/glyphs",
+}
 TRAINED |= {
     "learner/frozen": {
         "features": ("glyphs", "slda", (), "features=random_relu"),
@@ -224,8 +237,12 @@ NAMED["backbone/timm"] = {
     "name": (("backbone.name=resnet10t",), "backbone.name=test_resnet"),
     "options": (("backbone.name=resnet10t",), "backbone.options={in_chans:1}"),
 }
-# Of run.yaml: where and how a run is made, not what; threads change bits only where there is more than one.
+# What is refused, and how: the weights that ship are for one channel; more than so many bytes are stored.
+REFUSED = {"backbone.channels=3": "does not fit", "budget.bytes=1000": r"budget\.bytes allows 1,000"}
+# Of run.yaml: where and how a run is made, not what; threads change bits only where there is more than one; controls
+# are made before a run, see tests/test_controls.py.
 HOW = {"name", "output", "rerun", "threads", "device", "channels_last", "compile", "query", "defaults", "hydra"}
+HOW |= {"control", "unlimited_passes"}
 NEUTRAL = {"path", "memory", "workers", "damaged", "root", "cache"}  # of a table: where pictures lie, how they are read
 STREAMS = {
     "glyphs": {
@@ -252,7 +269,7 @@ def keys_of(path):
 def test_every_key_of_every_component_has_its_test():
     for group in (
         *("sampler", "objective", "head", "part", "optimiser", "schedule", "budget", "learner", "backbone"),
-        *("features", "classifier"),
+        *("features", "classifier", "currency"),
     ):
         for path in (conf_folder() / group).glob("*.yaml"):
             name = f"{group}/{path.stem}"
@@ -284,8 +301,8 @@ def outcome(run):
 )
 def test_a_changed_key_changes_the_outcome_or_is_refused(go, stream, method, settings, change):
     base = go(stream, method, *SMALL, *settings)
-    if change == "backbone.channels=3":  # the weights that ship are for one channel
-        with pytest.raises(UserError, match="does not fit"):
+    if change in REFUSED:
+        with pytest.raises(UserError, match=REFUSED[change]):
             go(stream, method, *SMALL, *settings, change)
         return
     changed = go(stream, method, *SMALL, *settings, change)
