@@ -542,9 +542,10 @@ def _curves(gaps: Mapping[str, Mapping[Any, Gap]], names: Mapping[Any, str], wha
                       marker=look.marker, markersize=4.5, linewidth=1.3, capsize=2, label=method)  # fmt: skip
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xticks(range(len(names)), list(names.values()))
+    axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_xlabel(what)
     axes.set_ylabel("minus naive's, points")
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     return figure
 
 

@@ -63,5 +63,5 @@ def test_a_preset_is_a_whole_table_and_the_command_line_may_narrow_it(tmp_path):
             "stream.shift=32", "stream.retention=16")  # fmt: skip
     assert main(["run", "-m", "experiment=online", *tiny, f"output={tmp_path}", "method=majority", "seed=3"]) == 0
     runs = [run.info for run in find([Path(tmp_path)])]
-    assert sorted(info["budget"]["updates"] for info in runs) == [1, 6]
+    assert sorted(info["budget"]["updates"] for info in runs) == [2, 12]
     assert {info["seed"] for info in runs} == {3}
