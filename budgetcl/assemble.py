@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from budgetcl.budget.allowance import Reference
 from budgetcl.budget.compute import Compute
 from budgetcl.budget.placement import Placement
 from budgetcl.budget.prices import Prices
+from budgetcl.budget.ranks import here, processes
 from budgetcl.errors import UserError, at_least, one_of
 from budgetcl.learners.learner import Learner
 from budgetcl.models.heads import LinearHead
@@ -47,7 +49,7 @@ def keep_freed_memory() -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device of a name; "auto" takes CUDA, then MPS, then the CPU."""
+    """Return the device of a name; "auto" takes CUDA, then MPS, then the CPU; each of several processes its own GPU."""
     kind, _, number = str(name).partition(":")
     one_of(("auto", "cpu", "cuda", "mps"), device=kind)
     if number and not (kind == "cuda" and number.isdecimal() and int(number) < torch.cuda.device_count()):
@@ -58,7 +60,24 @@ def device_of(name: str) -> torch.device:
         raise UserError(f"device={name} given, but torch finds no CUDA device: set device=cpu")
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("device=mps given, but torch finds no MPS device: set device=cpu")
-    return torch.device(name)
+    return _own_device(name) if processes() > 1 else torch.device(name)
+
+
+def _own_device(name: str) -> torch.device:
+    if name == "cpu":
+        return torch.device(name)
+    if name != "cuda":
+        raise UserError(
+            f"device={name} given with {processes()} processes, which take a GPU each: set device=auto or cpu"
+        )
+    number, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= found:
+        raise UserError(
+            f"there are more processes on this machine than CUDA devices, of which torch finds {found}: set torchrun "
+            f"--nproc-per-node {found}, or device=cpu"
+        )
+    torch.cuda.set_device(number)  # of what NCCL sends, too
+    return torch.device("cuda", number)
 
 
 def build(node: Any, **arguments: Any) -> Any:
@@ -99,5 +118,6 @@ def make_parts(cfg: DictConfig, source: Source | None = None, prices: Prices | N
     )
     device = device_of(cfg.device)
     placement = Placement(device, cfg.channels_last, cfg.compile)
-    compute = Compute(prices, build(cfg.budget), reference, device, cfg.precision, placement=placement)
+    budget = build(cfg.budget)
+    compute = Compute(prices, budget, reference, device, cfg.precision, ranks=here(), placement=placement)
     return Parts(source, build(cfg.learner), compute)

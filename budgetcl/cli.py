@@ -69,6 +69,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _dispatch(given: list[str]) -> int:
+    if given[:1] != ["run"] or {"-m", "--multirun"} & set(given):
+        _alone_only(given)
     parser = _Parser(prog="budgetcl", description="Continual learning under an enforced compute budget.")
     parser.add_argument("--version", action="version", version=f"budgetcl {budgetcl.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
@@ -114,6 +116,15 @@ def _dispatch(given: list[str]) -> int:
     return int(blind_command.main(options))
 
 
+def _alone_only(given: Sequence[str]) -> None:
+    """Refuse several processes to whatever is not one run."""
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(
+            f"WORLD_SIZE={processes} is set, as torchrun does: several processes make one run together, with budgetcl "
+            f"run and without -m; 'budgetcl {' '.join(given)}' takes one process"
+        )
+
+
 def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     """Declare what `budgetcl data` does; each command reads its arguments in its own module."""
     from budgetcl.data import check, pack
@@ -132,6 +143,7 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    from budgetcl.budget.ranks import leave
     from budgetcl.configuration import compose, searched
     from budgetcl.run import execute
 
@@ -140,6 +152,7 @@ def _run(arguments: list[str]) -> int:
         if any(argument.startswith("-") and argument not in ("--config-dir", "-cd") for argument in arguments):
             return _hydra(arguments)
         execute(compose(arguments), searched(arguments), several=False)
+        leave()
     return 0
 
 
@@ -176,9 +189,11 @@ def _hydra(arguments: list[str]) -> int:
 def _alone(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
+    from budgetcl.budget.ranks import leave
     from budgetcl.run import execute
 
     execute(cfg, list(HydraConfig.get().overrides.task), several=False)
+    leave()
 
 
 def _refuse_flag(message: str) -> NoReturn:

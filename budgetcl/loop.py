@@ -79,7 +79,7 @@ def run(
     Raises:
         UserError: bad input. Whatever stops a run, its record stays readable and says that it is unfinished.
     """
-    revealed, started = Revealed(source), time.perf_counter()
+    revealed, started = Revealed(source, compute.ranks), time.perf_counter()
     predict = _Predict(source, learner, compute, record, revealed, query_size)
     audited = int(generator(seed, "audit").integers(len(source.stream)))
     steps: dict[str, list[Any]] = {name: [] for name in _MEASURED}
@@ -95,6 +95,7 @@ def run(
                     learner.fit(step, revealed, compute)  # stops by itself when the ledger refuses
                 learning = time.perf_counter() - learning
                 heldout = predict.heldout(step, audit)
+            _of_one_mind(step.number, learner, compute)
             now, stored = time.perf_counter(), sum(learner.nbytes().values())
             if compute.budget.bytes is not None and stored > compute.budget.bytes:
                 raise UserError(
@@ -165,7 +166,7 @@ class _Predict:
     ) -> NDArray[np.bool_]:
         before = _hash(self._learner.state_dict()) if audit else None
         parts = [slice(i, i + self._size) for i in range(0, len(indices), self._size)]
-        queries = deque(Query(self._source.pixels, indices[part]) for part in parts)
+        queries = deque(Query(self._source.pixels, indices[part], self._compute.ranks) for part in parts)
         hits = []
         for part in parts:
             for query in itertools.islice(queries, 2 if self._looks else 0):
@@ -212,6 +213,17 @@ class _Predict:
             origin=self._source.stream.origin[indices],
         )
         return pred == target
+
+
+def _of_one_mind(step: int, learner: Learner, compute: Compute) -> None:
+    """Refuse to go on where the states of several processes have parted; one alone has nothing to compare."""
+    if compute.ranks.several:
+        states = compute.ranks.heard((_hash(learner.state_dict()), compute.ledger.spent))
+        if len(set(states)) > 1:
+            raise UserError(
+                f"step {step}: the processes' learners or ledgers are no longer equal to the bit: all must run on the "
+                "same kind of device with the same versions, and draw random numbers from budgetcl.randomness alone"
+            )
 
 
 def _joined(parts: Iterable[IntArray]) -> IntArray:

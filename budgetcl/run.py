@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from budgetcl.assemble import build
+from budgetcl.budget.ranks import here
 from budgetcl.configuration import plain, run_id
 from budgetcl.controls import plan, prepared
 from budgetcl.errors import UserError
 from budgetcl.foresight import warning
 from budgetcl.loop import Progress, run
 from budgetcl.records.claim import claimed
-from budgetcl.records.record import Record, Results, finished, free_place, settle
+from budgetcl.records.record import NoRecord, Record, Results, finished, free_place, settle
 from budgetcl.records.tracker import Guarded
 from budgetcl.streams.batch import Source
 from budgetcl.streams.prefetch import begin
@@ -29,7 +31,8 @@ from budgetcl.streams.prefetch import begin
 def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[Results, bool]:
     """Run a configuration, write its record, and say where it lies.
 
-    A run that is finished already is not made again, unless ``rerun=true``: equal identities have equal results.
+    A run that is finished already is not made again, unless ``rerun=true``: equal identities have equal results. Of
+    several processes the first one looks, writes and says everything; the others do what it decides.
 
     Args:
         cfg: the composed configuration.
@@ -50,9 +53,10 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[R
         raise UserError(f"rerun={cfg.rerun!r} given; true or false is expected")
     planned, again = plan(cfg, overrides), cfg.rerun
     place, identity = Path(str(cfg.output)) / str(cfg.name), run_id(plain(planned.asked))
+    ranks = here()
     narrator = _Narrator(quiet=several)
-    if (before := finished(place, identity)) and not again:
-        return _already(before, narrator)
+    if (before := ranks.told(finished(place, identity))) and not again:
+        return _already(before, narrator, ranks.rank > 0)
     cfg, parts, budget = prepared(planned.asked, overrides)
     config = plain(cfg)
     del config["rerun"]
@@ -75,15 +79,19 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[R
         "currency": parts.compute.budget.currency.name,  # in the ledger
         "free": list(parts.compute.budget.free),
         "device": str(parts.compute.device),
+        "processes": ranks.world,
         "threads": cfg.threads,
         "precision": cfg.precision,
     }
-    if long := warning(cfg, parts):
+    if ranks.rank == 0 and (long := warning(cfg, parts)):
         print(f"note: {long}", flush=True)
-    with claimed(place / f".{identity}.lock"):
-        if (before := finished(place, identity)) and not again:  # made by another process since we looked
-            return _already(before, narrator)
+    with claimed(place / f".{identity}.lock") if ranks.rank == 0 else nullcontext():
+        if (before := ranks.told(finished(place, identity))) and not again:  # made since we looked, by another run
+            return _already(before, narrator, ranks.rank > 0)
         folder = before.folder if before else place / f"{_safe(method)}-{stream.name}-{cfg.seed}-{identity}"
+        if ranks.rank > 0:
+            unwritten = NoRecord(folder)
+            return run(parts.source, parts.learner, parts.compute, unwritten, cfg.seed, query_size=cfg.query), True
         draft = free_place(folder)
         record = Record(draft, OmegaConf.to_yaml(OmegaConf.create(config)), info, stream)
         tracker.begin({**info, "fingerprint": stream.fingerprint()}, config)
@@ -132,8 +140,9 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {said} ({Path(place.filename).name}, line {place.lineno})"
 
 
-def _already(results: Results, narrator: _Narrator) -> tuple[Results, bool]:
-    narrator.end(results, "already done: ")
+def _already(results: Results, narrator: _Narrator, silent: bool) -> tuple[Results, bool]:
+    if not silent:
+        narrator.end(results, "already done: ")
     return results, False
 
 

@@ -16,9 +16,11 @@ from torch.optim import Optimizer
 
 from budgetcl.budget.allowance import Budget, Reference
 from budgetcl.budget.counter import CountFlops
+from budgetcl.budget.currencies import Seconds
 from budgetcl.budget.ledger import Exhausted, Ledger
 from budgetcl.budget.placement import Placement
 from budgetcl.budget.prices import Price, Prices
+from budgetcl.budget.ranks import ALONE, Ranks
 from budgetcl.errors import UserError, one_of
 from budgetcl.models.network import Network, Outputs
 from budgetcl.objectives.objective import Objective
@@ -34,6 +36,8 @@ _Charges = tuple[tuple[str, int, Price | None], ...]  # (category, FLOPs, price;
 @dataclass
 class Audit:
     """What an always-on counter saw of one time step, beside what was charged for it (network FLOPs).
+
+    Of several processes they are sums over what each ran.
 
     Attributes:
         step: the step that was audited.
@@ -63,7 +67,11 @@ class Compute:
         device: where networks run.
         precision: "fp32", or "bf16" for autocast.
         dry: price and charge, but run nothing and answer zeros: for estimates.
+        ranks: the processes that share the work; each charges the price of the whole.
         placement: how networks lie and run on the device; None for the usual way.
+
+    Raises:
+        UserError: several processes with an allowance of seconds, which differ from one to another.
     """
 
     def __init__(
@@ -74,10 +82,17 @@ class Compute:
         device: torch.device,
         precision: str = "fp32",
         dry: bool = False,
+        ranks: Ranks = ALONE,
         placement: Placement | None = None,
     ) -> None:
         one_of(("fp32", "bf16"), precision=precision)
+        if ranks.several and isinstance(budget.currency, Seconds):
+            raise UserError(
+                f"currency=seconds given with {ranks.world} processes, whose clocks would stop them at different "
+                "updates: take another currency, or one process"
+            )
         self.prices, self.budget, self.reference, self.device = prices, budget, reference, device
+        self.ranks = ranks
         self.placement = placement if placement is not None else Placement(device)
         self.ledger = Ledger(budget.rest, budget.free)
         self.audit: Audit | None = None
@@ -112,12 +127,13 @@ class Compute:
         Raises:
             Exhausted: the allowance does not pay for it; nothing was done.
         """
-        x = x.to(self.device, non_blocking=True)
         network.eval()
         with self._unwatched():
             price = self.prices.forward(network, x)
-        self._charge(((category, price.total, price),), price.network)
-        return self._run(network, x, parameters)
+        self._charge(((category, price.total, price),))
+        own = self.ranks.rows(x).to(self.device, non_blocking=True)
+        self._note(lambda: self.prices.forward(network, own).network)
+        return self.ranks.whole(self._run(network, own, parameters))
 
     def price(self, network: Network, x: Tensor) -> int:
         """Return the FLOPs of a :meth:`forward` on images of this shape, without making it; asking costs nothing."""
@@ -139,12 +155,16 @@ class Compute:
         Raises:
             Exhausted: the allowance does not pay for it; nothing was done.
         """
-        batch = batch.to(self.device)
         network.eval()
+        self.ranks.check(objective, network, self.device)
         with self._unwatched():
             price = self.prices.gradient(objective, network, batch)
-        self._charge(((category, price.total, price),), price.network)
-        return self._gradient(objective, network, batch)
+        self._charge(((category, price.total, price),))
+        own = self.ranks.own(batch, len(batch)).to(self.device)
+        self._note(lambda: self.prices.gradient(objective, network, own).network if len(own) else 0)
+        gradients, outputs = self._gradient(objective, network, own, len(own) / len(batch))
+        self.ranks.total(list(gradients.values()))
+        return gradients, self.ranks.whole(outputs)
 
     def gradients(
         self, objective: Objective, network: Network, batch: Batch, category: str
@@ -158,8 +178,9 @@ class Compute:
         network.eval()
         with self._unwatched():
             price = self.prices.gradient(objective, network, batch, per_sample=True)
-        self._charge(((category, price.total, price),), price.network)
-        return (self._gradient(objective, network, batch.rows(slice(i, i + 1)))[0] for i in range(len(batch)))
+        self._charge(((category, price.total, price),))
+        self._note(lambda: price.network if self.ranks.rank == 0 else 0)
+        return self._each(objective, network, batch)
 
     def update(
         self,
@@ -192,38 +213,44 @@ class Compute:
             category: what the update is charged as.
 
         Returns:
-            The outputs on the batch. With ``budget.rest=truncate`` the last batch of a step may be cut.
+            The outputs on the batch; of several processes, on the part that is this one's. With
+            ``budget.rest=truncate`` the last batch of a step may be cut.
 
         Raises:
             Exhausted: the allowance does not pay for it; nothing was done.
-            UserError: called while predicting, where nothing may change.
+            UserError: called while predicting, where nothing may change; or several processes cannot share it.
         """
         if self._free is not None:
             raise UserError("an update was asked for while predicting: learn in fit(); predict() may change nothing")
-        batch = batch.to(self.device)
         network.train()
+        self.ranks.check(objective, network, self.device)
+        drawn = len(batch)
         try:
-            self._charge(*self._update_price(objective, network, batch, optimiser, teacher, category, beside))
+            self._charge(self._update_price(objective, network, batch, optimiser, teacher, category, beside))
         except Exhausted as refusal:
             affordable = self._affordable(objective, network, batch, optimiser, teacher, category, beside)
             if not affordable:
                 self._awaited = refusal.price
                 raise
             batch = batch.first(affordable)
-            self._charge(*self._update_price(objective, network, batch, optimiser, teacher, category, beside))
+            self._charge(self._update_price(objective, network, batch, optimiser, teacher, category, beside))
         self.updates += 1
+        own = self.ranks.own(batch, drawn).to(self.device)
+        self._note(lambda: self._network(objective, network, own, optimiser, teacher))
         if self._dry:
-            return self._run(network, batch.x)
+            return self._run(network, own.x)
         self.placement(network)
         if teacher is not None:
-            taught = self._run(teacher, batch.x)
-            batch = batch.adding(teacher=taught.logits, teacher_features=taught.features)
-        with self._autocast():
-            loss, outputs = objective(network, batch)
+            taught = self._run(teacher, own.x)
+            own = own.adding(teacher=taught.logits, teacher_features=taught.features)
+        with self._autocast(), self.ranks.synchronised(network):
+            loss, outputs = objective(network, own)
         added = penalty(network) if penalty is not None else None
-        loss = loss if added is None else loss + added
+        loss = self.ranks.weighed(loss, added, len(own) / len(batch))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if self.ranks.several:
+            self.ranks.total([p.grad for p in network.parameters() if p.grad is not None])
         if clip is not None:
             clip_grad_norm_(network.parameters(), clip)
         optimiser.step()
@@ -251,7 +278,7 @@ class Compute:
         Raises:
             Exhausted: the allowance does not pay for it; nothing was done.
         """
-        self._charge(((category, flops, None),), 0)
+        self._charge(((category, flops, None),))
         if function is None:
             return None
         with self._unwatched():
@@ -309,7 +336,9 @@ class Compute:
                 yield True
             finally:
                 self._counter = None
-        self.audit.counted, self.audit.unpriced = counter.flops, dict(counter.unpriced)
+        self.audit.counted = sum(self.ranks.heard(counter.flops))
+        self.audit.charged = sum(self.ranks.heard(self.audit.charged))
+        self.audit.unpriced = dict(counter.unpriced)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -317,7 +346,7 @@ class Compute:
         """Pricing runs networks on shapes; that is no work of the learner's."""
         return self._counter.excluded() if self._counter is not None else nullcontext()
 
-    def _charge(self, charges: _Charges, network: int) -> None:
+    def _charge(self, charges: _Charges) -> None:
         cost = self.budget.currency.cost
         if self._free is None:
             entries = tuple([(category, flops, _id(price)) for category, flops, price in charges])
@@ -327,8 +356,21 @@ class Compute:
                 free = min(flops, self._free) if self.budget.currency.meters else flops
                 self.ledger.predicted(self._step, flops, free, _id(price))
                 self._free -= min(free, self._free)
+
+    def _note(self, network: Callable[[], int]) -> None:
+        """Where a step is audited, note what the price list says of what this process is about to run."""
         if self._counter is not None and self.audit is not None:
-            self.audit.charged += network
+            with self._unwatched():
+                self.audit.charged += network()
+
+    def _network(
+        self, objective: Objective, network: Network, batch: Batch, optimiser: Optimizer, teacher: Network | None
+    ) -> int:
+        """Return the network FLOPs of an update and its teacher."""
+        if not len(batch):
+            return 0
+        charges = self._update_price(objective, network, batch, optimiser, teacher, "train", _NOTHING)
+        return sum(price.network for _, _, price in charges if price is not None)
 
     def _update_price(
         self,
@@ -339,19 +381,18 @@ class Compute:
         teacher: Network | None,
         category: str,
         beside: Mapping[str, int],
-    ) -> tuple[_Charges, int]:
+    ) -> _Charges:
         along: _Charges = tuple([(name, flops, None) for name, flops in beside.items() if flops]) if beside else ()
         with self._unwatched():
             if teacher is None:
                 price = self.prices.update(objective, network, batch, optimiser)
-                return ((category, price.total, price), *along), price.network
+                return ((category, price.total, price), *along)
             # Only the shapes of the teacher's outputs matter to the price of the update.
             n, classes, features = len(batch), teacher.head.classes, teacher.feature_dim
             taught_batch = batch.adding(teacher=torch.empty(n, classes), teacher_features=torch.empty(n, features))
             price = self.prices.update(objective, network, taught_batch, optimiser)
             taught = self.prices.forward(teacher, batch.x)
-        charges = ((category, price.total, price), ("teacher", taught.total, taught), *along)
-        return charges, price.network + taught.network
+        return ((category, price.total, price), ("teacher", taught.total, taught), *along)
 
     def _affordable(
         self,
@@ -370,7 +411,7 @@ class Compute:
         while low < high:
             middle = (low + high + 1) // 2
             cut = batch.first(middle)
-            charges, _ = self._update_price(objective, network, cut, optimiser, teacher, category, beside)
+            charges = self._update_price(objective, network, cut, optimiser, teacher, category, beside)
             cost = self.budget.currency.cost
             if self.ledger.affords(sum(cost(*charge) for charge in charges if charge[0] not in self.budget.free)):
                 low = middle
@@ -389,13 +430,25 @@ class Compute:
             with self.placement.eagerly():
                 return functional_call(network, dict(parameters), (x,))
 
-    def _gradient(self, objective: Objective, network: Network, batch: Batch) -> tuple[Mapping[str, Tensor], Outputs]:
+    def _each(self, objective: Objective, network: Network, batch: Batch) -> Iterator[Mapping[str, Tensor]]:
+        """Yield the gradients of each sample: each process makes one, then all are handed round."""
+        rank, world = self.ranks.rank, self.ranks.world
+        for start in range(0, len(batch), world):
+            own = batch.rows(slice(start + rank, start + rank + 1))
+            found, _ = self._gradient(objective, network, own)
+            for maker in range(min(world, len(batch) - start)):
+                yield self.ranks.handed(found, maker)
+
+    def _gradient(
+        self, objective: Objective, network: Network, batch: Batch, share: float = 1.0
+    ) -> tuple[Mapping[str, Tensor], Outputs]:
         trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
         if self._dry:
             return {name: torch.zeros_like(p) for name, p in trainable.items()}, self._blank(network, batch.x)
         self.placement(network)
         with self._autocast():
             loss, outputs = objective(network, batch)
+        loss = self.ranks.weighed(loss, None, share)
         found = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(trainable, found)), outputs
 

@@ -153,7 +153,8 @@ class GradientLearner:
         """Make one update; what it costs is charged at once, before any work.
 
         Returns:
-            The logits (n, classes) of its batch, before the update, and the batch's classes (n,).
+            The logits (n, classes) of its batch, before the update, and the batch's classes (n,); of several processes,
+            of the part that is this one's.
 
         Raises:
             Exhausted: the allowance does not pay for it.
@@ -180,10 +181,12 @@ class GradientLearner:
         for companion in self._companions.values():
             companion.follow(self.network)
         for name in getattr(self._objective, "stores", ()):
-            first = self.memory.stored(name, rows[: len(outputs.logits)], self.network.head.classes)[1] == 0
-            self.memory.store(name, rows[: len(first)][first], getattr(outputs, name)[torch.from_numpy(first)])
+            values = place.compute.ranks.gathered(getattr(outputs, name))
+            first = self.memory.stored(name, rows[: len(values)], self.network.head.classes)[1] == 0
+            self.memory.store(name, rows[: len(first)][first], values[torch.from_numpy(first)])
         self.memory.used(rows, place.step)
-        return outputs.logits, batch.y[: len(outputs.logits)].to(outputs.logits.device)
+        y = batch.y[place.compute.ranks.part(len(batch))][: len(outputs.logits)]
+        return outputs.logits, y.to(outputs.logits.device)
 
     def end(self, place: Place) -> None:
         """Conclude the step: what the companions do at its end, and what the memory forgets."""
@@ -215,7 +218,7 @@ class GradientLearner:
         index = self.memory.index[rows]
         if self._cached:
             return rows, Pending(lambda: Batch(self._features(rows, place), *place.revealed.targets(index)))
-        return rows, place.revealed.begin(index, place.random("augment", update))
+        return rows, place.revealed.begin(index, place.random("augment", update), own=True)
 
     @property
     def _cached(self) -> bool:
@@ -240,7 +243,7 @@ class GradientLearner:
         if self.memory.early:
             self.memory.settle(self._seed)
         before = dict(self.network.named_parameters())
-        if self._restart is not None and self.optimiser is not None:
+        if self._restart == "scratch" or (self._restart is not None and self.optimiser is not None):
             self._start_again(step.number)
         self.network.grow(revealed.classes, generator(self._seed, "head", step.number))
         self._train_part(step.number, before)
@@ -327,7 +330,7 @@ class GradientLearner:
         classes = self.network.head.classes
         if classes == 0:
             return Predictions.constant(len(query), np.empty(0, np.int64), 0.0)
-        outputs = compute.forward(self.averaging.predictor(self.network), query.x, "predict")
+        outputs = compute.forward(self.averaging.predictor(self.network), query.own, "predict")
         logits = self.calibration.logits(outputs, compute).float()
         top = logits.topk(min(5, classes)).indices
         confidence = logits.softmax(1).gather(1, top[:, :1])[:, 0]

@@ -58,13 +58,15 @@ class Population:
         if refused is not None:
             may_wait(refused, step, compute)
             return
-        updates, losses = 0, torch.zeros(len(self._members), device=compute.device)
+        updates = 0
+        losses, counts = torch.zeros(2, len(self._members), device=compute.device)
         try:
             while True:
                 for i, (member, factor) in enumerate(zip(self._members, self.factors)):
                     member.rate = self._rate * factor
                     logits, y = member.update(places[i], updates // len(self._members))
-                    losses[i] += cross_entropy(logits.detach().float(), y)
+                    losses[i] += cross_entropy(logits.detach().float(), y, reduction="sum")
+                    counts[i] += len(y)
                     updates += 1
         except Exhausted as refusal:
             if updates == 0:
@@ -72,9 +74,8 @@ class Population:
         for member, place in zip(self._members, places):
             member.end(place)
         if updates >= len(self._members):
-            rounds, rest = divmod(updates, len(self._members))
-            made = rounds + (torch.arange(len(losses), device=losses.device) < rest)
-            self._lead(int((losses / made).argmin()))
+            compute.ranks.total([losses, counts])
+            self._lead(int((losses / counts).argmin()))
 
     def _lead(self, best: int) -> None:
         self._best = best

@@ -52,7 +52,7 @@ class Place:
         """
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            images = self.revealed.images(self.memory.index[part])
+            images = self.revealed.images(self.memory.index[part], own=True)
             yield part, self.compute.forward(self.network, images, category, parameters)
 
     def price(self) -> int:

@@ -14,6 +14,7 @@ class CrossEntropy:
 
     key = ("cross_entropy",)
     teacher = False
+    pointwise = True
     stores: tuple[str, ...] = ()
 
     def __call__(self, network: Network, batch: Batch) -> tuple[Tensor, Outputs]:

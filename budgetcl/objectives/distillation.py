@@ -24,6 +24,7 @@ class Distillation(ABC):
     """
 
     teacher = True
+    pointwise = True
     stores: tuple[str, ...] = ()
 
     def __init__(self, weight: float | None, *settings: object) -> None:

@@ -24,6 +24,9 @@ class Objective(Protocol):
         stores: names of the outputs that are stored with a sample when it is first trained on. "logits" come back as
             ``batch.extra["logits"]`` (n, width), padded with zeros, and ``batch.extra["logits_classes"]`` (n,): how
             many of the first columns are valid, 0 where nothing is stored.
+
+    An objective may have one attribute more, ``pointwise``: whether the loss is the mean over the samples of a term of
+    each alone. Only then can several processes share a batch; where it is not there, they refuse.
     """
 
     @property

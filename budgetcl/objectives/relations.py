@@ -36,6 +36,7 @@ class PrototypeRelations:
     """
 
     teacher = True
+    pointwise = False  # samples among each other
     stores: tuple[str, ...] = ()
 
     def __init__(self, weight: float = 4.0, pull: float = 2.0, contrast: float = 0.1, temperature: float = 1.0) -> None:

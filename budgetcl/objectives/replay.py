@@ -25,6 +25,7 @@ class AsymmetricCrossEntropy:
 
     key = ("asymmetric_cross_entropy",)
     teacher = False
+    pointwise = False  # the classes of the batch's new samples
     stores: tuple[str, ...] = ()
 
     def __call__(self, network: Network, batch: Batch) -> tuple[Tensor, Outputs]:
@@ -52,6 +53,7 @@ class UnbiasedReplay:
     """
 
     teacher = False
+    pointwise = True
     stores: tuple[str, ...] = ()
 
     def __init__(self, temperature: float = 0.09) -> None:
@@ -82,6 +84,7 @@ class ProxyContrast:
     """
 
     teacher = False
+    pointwise = False  # the proxies of the batch
     stores: tuple[str, ...] = ()
 
     def __init__(self, temperature: float = 0.09) -> None:

@@ -28,6 +28,7 @@ class DarkExperience:
     """
 
     teacher = False
+    pointwise = True
     stores: tuple[str, ...] = ("logits",)
 
     def __init__(self, alpha: float = 0.5, beta: float = 0.0) -> None:

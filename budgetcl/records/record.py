@@ -154,6 +154,32 @@ class Record:
         _write_text(self.folder / "run.json", json.dumps(self._info, indent=1))
 
 
+class NoRecord(Record):
+    """Stands where a record does in a process that leaves it to another one to write.
+
+    Args:
+        folder: where the other one writes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def log(self, **columns: Any) -> None:
+        """Write nothing."""
+
+    def finish(
+        self, steps: Mapping[str, Any], ledger: Mapping[str, Any], prices: Mapping[str, Any], **info: Any
+    ) -> Results:
+        """Write nothing, and read nothing: the other process may be at it."""
+        return Results(self.folder, info)
+
+    def conclude(self, summary: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def interrupt(self, steps: Mapping[str, Any], ledger: Mapping[str, Any], prices: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+
 @dataclass(frozen=True)
 class Results:
     """A record that was read: its tables as numpy columns, each read when first looked at.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from budgetcl.budget.ranks import ALONE, Ranks
 from budgetcl.streams.prefetch import Pending, Shown, begin
 from budgetcl.streams.stream import IntArray, Stream
 
@@ -85,10 +86,10 @@ class Batch:
 class Query:
     """Images to predict: neither their labels nor their indices. They are decoded when first looked at, or begun."""
 
-    def __init__(self, pixels: Pixels, indices: IntArray) -> None:
-        self._begin = lambda: begin(pixels, indices)
+    def __init__(self, pixels: Pixels, indices: IntArray, ranks: Ranks = ALONE) -> None:
+        self._begin = lambda part: begin(pixels, indices, part=part)
         self._pending: Pending[Shown] | None = None
-        self._length = len(indices)
+        self._length, self._ranks = len(indices), ranks
 
     def __len__(self) -> int:
         return self._length
@@ -96,25 +97,38 @@ class Query:
     def begin(self) -> None:
         """Let the images be decoded in the background."""
         if self._pending is None:
-            self._pending = self._begin()
+            self._pending = self._begin(self._ranks.part(self._length))
 
     @property
     def looked_at(self) -> bool:
         """Whether somebody asked for the images."""
-        return "_shown" in vars(self)
+        return bool({"_own", "_all"} & vars(self).keys())
 
     @property
     def x(self) -> Tensor:
         """(n, channels, height, width), uint8; zeros where an image cannot be read and the stream goes on without."""
-        return self._shown.x
+        return self._all.x
+
+    @property
+    def own(self) -> Tensor:
+        """As :attr:`x`, but blank in the rows of other processes: for ``Compute.forward``, which leaves them to those.
+
+        In one process it is all of them.
+        """
+        return self._own.x
 
     @property
     def damaged(self) -> Mapping[int, str]:
         """Position -> why the image cannot be read; of images that nobody looked at nothing is known."""
-        return self._shown.damaged if self.looked_at else {}
+        return (self._all if "_all" in vars(self) else self._own).damaged if self.looked_at else {}
 
     @cached_property
-    def _shown(self) -> Shown:
+    def _all(self) -> Shown:
+        return self._begin(None).result() if self._ranks.several else self._own
+
+    @cached_property
+    def _own(self) -> Shown:
         self.begin()
         assert self._pending is not None
-        return self._pending.result()
+        shown = self._pending.result()
+        return replace(shown, damaged=self._ranks.merged(shown.damaged))

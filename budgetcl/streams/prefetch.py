@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from budgetcl.streams.stream import IntArray
+from budgetcl.streams.transforms import behind
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,11 +75,26 @@ def begin(
     pixels: Callable[[IntArray, np.random.Generator | None], Tensor],
     indices: IntArray,
     augment: np.random.Generator | None = None,
+    part: slice | None = None,
 ) -> Pending[Shown]:
-    """Begin to make pictures, augmented where a generator is given; what cannot be begun is made when asked for."""
+    """Begin to make pictures, augmented where a generator is given; what cannot be begun is made when asked for.
+
+    Where ``part`` is given only these are made; the rows of the others are there, but blank.
+    """
+    if part is not None and (part.start, part.stop) != (0, len(indices)):
+        if augment is not None:
+            augment = behind(augment, part.start)
+        return begin(pixels, indices[part], augment).then(lambda shown: _among(shown, len(indices), part.start))
     if isinstance(pixels, Begins):
         return pixels.begin(indices, augment)
     return Pending(lambda: Shown(pixels(indices, augment)))
+
+
+def _among(shown: Shown, n: int, start: int) -> Shown:
+    # Memory that nobody wrote to is not there yet: the blank rows take none.
+    x = torch.from_numpy(np.zeros((n, *shown.x.permute(0, 2, 3, 1).shape[1:]), np.uint8)).permute(0, 3, 1, 2)
+    x[start : start + len(shown.x)] = shown.x
+    return Shown(x, {start + place: reason for place, reason in shown.damaged.items()})
 
 
 def ahead(items: Iterable[Item], begin: Callable[[Item], Pending[Result]], depth: int) -> Generator[Result]:

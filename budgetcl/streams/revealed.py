@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from budgetcl.budget.ranks import ALONE, Ranks
 from budgetcl.errors import Unrevealed
 from budgetcl.streams.batch import Batch, Source
 from budgetcl.streams.decoding import Damaged
@@ -21,6 +22,7 @@ class Revealed:
 
     Args:
         source: the stream and its pixels. Pretraining rows are revealed from the start.
+        ranks: the processes that share the work.
 
     Attributes:
         new: the indices that the current step revealed.
@@ -29,8 +31,8 @@ class Revealed:
         replaced: how often another picture of its batch stood in for a damaged one.
     """
 
-    def __init__(self, source: Source) -> None:
-        stream = source.stream
+    def __init__(self, source: Source, ranks: Ranks = ALONE) -> None:
+        stream, self._ranks = source.stream, ranks
         self._pixels = source.pixels
         self._label = stream.label
         self._known = np.zeros(len(stream.label), bool)
@@ -82,14 +84,17 @@ class Revealed:
         self._check(indices)
         return self._class_of[self._label[indices]]
 
-    def images(self, indices: IntArray, augment: np.random.Generator | None = None) -> Tensor:
+    def images(self, indices: IntArray, augment: np.random.Generator | None = None, own: bool = False) -> Tensor:
         """Return images as uint8 (n, channels, height, width); augmented where a generator is given.
+
+        With ``own`` the rows of other processes are blank: for ``Compute``, which leaves them to those.
 
         Raises:
             Unrevealed: one of them was not revealed yet.
         """
         self._check(indices)
-        return self._standing_in(begin(self._pixels, indices, augment).result(), indices)[0]
+        part = self._ranks.part(len(indices)) if own else None
+        return self._standing_in(begin(self._pixels, indices, augment, part).result(), indices, own)[0]
 
     def batch(self, indices: IntArray, augment: np.random.Generator | None = None) -> Batch:
         """Return a labelled batch.
@@ -103,33 +108,39 @@ class Revealed:
         """
         return self.begin(indices, augment).result()
 
-    def begin(self, indices: IntArray, augment: np.random.Generator | None = None) -> Pending[Batch]:
+    def begin(self, indices: IntArray, augment: np.random.Generator | None = None, own: bool = False) -> Pending[Batch]:
         """Begin to make a labelled batch, in the background where the pixels are decoded there.
 
         ``begin(...).result()`` is ``batch(...)``: to learn without waiting, begin the next batches before the last one
         is used (:func:`budgetcl.streams.prefetch.ahead`).
 
+        With ``own`` the pictures of other processes are blank: for ``Compute``, which leaves them to those. What stands
+        in for a damaged one is then of the same process' part.
+
         Raises:
             Unrevealed: one of its samples was not revealed yet.
         """
         self._check(indices)
-        return begin(self._pixels, indices, augment).then(lambda shown: self._batch(shown, indices))
+        part = self._ranks.part(len(indices)) if own else None
+        return begin(self._pixels, indices, augment, part).then(lambda shown: self._batch(shown, indices, own))
 
-    def _batch(self, shown: Shown, indices: IntArray) -> Batch:
-        x, shown_indices = self._standing_in(shown, indices)
-        self.replaced += len(shown.damaged)
+    def _batch(self, shown: Shown, indices: IntArray, own: bool) -> Batch:
+        x, shown_indices = self._standing_in(shown, indices, own)
+        self.replaced += int((shown_indices != indices).sum())
         return Batch(x, *self.targets(shown_indices))
 
-    def _standing_in(self, shown: Shown, indices: IntArray) -> tuple[Tensor, IntArray]:
+    def _standing_in(self, shown: Shown, indices: IntArray, own: bool) -> tuple[Tensor, IntArray]:
         """Return pictures and indices, with the next readable one in the place of each damaged one."""
-        if not shown.damaged:
+        damaged = self._ranks.merged(shown.damaged) if own and self.begins else shown.damaged
+        if not damaged:
             return shown.x, indices
-        self.damaged.update({int(indices[place]): reason for place, reason in shown.damaged.items()})
-        places, bad = np.arange(len(indices)), np.array(sorted(shown.damaged))
-        readable = np.setdiff1d(places, bad)
-        if not len(readable):
-            raise Damaged(shown.damaged, "; no picture of the batch is left to stand in for them")
-        places[bad] = readable[np.searchsorted(readable, bad) % len(readable)]
+        self.damaged.update({int(indices[place]): reason for place, reason in damaged.items()})
+        places, bad = np.arange(len(indices)), np.array(sorted(damaged))
+        for part in self._ranks.parts(len(indices)) if own else [slice(0, len(indices))]:
+            readable, gaps = np.setdiff1d(places[part], bad), np.intersect1d(places[part], bad)
+            if len(gaps) and not len(readable):
+                raise Damaged(damaged, "; no picture of the batch is left to stand in for them")
+            places[gaps] = readable[np.searchsorted(readable, gaps) % max(1, len(readable))]
         return shown.x[torch.from_numpy(places)], indices[places]
 
     def targets(self, indices: IntArray) -> tuple[Tensor, IntArray, Tensor]:

@@ -1,0 +1,299 @@
+"""Several processes that make one run together, and the one process that needs nobody.
+
+Every process draws the same batches, keeps the same memory and the same ledger: random numbers carry no state, so that
+costs no word between them. Only what a network looks at is shared out: process r runs its slice of each batch, the
+gradients are summed, and what a forward answers is gathered. What is charged is the price of the whole batch, in each
+of the equal ledgers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from budgetcl.errors import UserError
+from budgetcl.models.network import Network, Outputs
+
+if TYPE_CHECKING:
+    from budgetcl.streams.batch import Batch
+
+Value = TypeVar("Value")
+_BUCKET = 25 * 2**20  # bytes of gradients that are sent together
+
+
+class Ranks:
+    """One process: every part is the whole, and a sum has one term. It does nothing and costs nothing.
+
+    Attributes:
+        rank: which of the processes this is, from 0 on.
+        world: how many there are.
+        several: whether there are others.
+    """
+
+    rank, world, several = 0, 1, False
+
+    def check(self, objective: Any, network: Network, device: torch.device) -> None:
+        """Refuse a gradient that several processes cannot share."""
+
+    def parts(self, n: int) -> list[slice]:
+        """Return which of n rows each process works on."""
+        return [slice(0, n)]
+
+    def part(self, n: int) -> slice:
+        """Return which of n rows this process works on."""
+        return self.parts(n)[self.rank]
+
+    def own(self, batch: Batch, n: int) -> Batch:
+        """Return this process' part of a batch of n samples, of which the last may have been cut off since."""
+        return batch
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return this process' rows of a tensor."""
+        return x
+
+    def whole(self, outputs: Outputs) -> Outputs:
+        """Return the outputs on all rows from the processes' own."""
+        return outputs
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes, one after another; they may differ in number."""
+        return rows
+
+    def weighed(self, loss: Tensor, added: Tensor | None, share: float) -> Tensor:
+        """Return this process' term of a loss.
+
+        Args:
+            loss: the mean over its part of the batch.
+            added: what does not depend on the batch, or None.
+            share: of the batch, that the part is.
+        """
+        return loss if added is None else loss + added
+
+    def total(self, tensors: Sequence[Tensor]) -> None:
+        """Sum tensors over the processes, in place."""
+
+    def handed(self, tensors: Mapping[str, Tensor], rank: int) -> Mapping[str, Tensor]:
+        """Return the tensors of one process; all have such of these shapes."""
+        return tensors
+
+    def told(self, value: Value) -> Value:
+        """Return the first process' value."""
+        return value
+
+    def heard(self, value: Value) -> list[Value]:
+        """Return the values of all processes."""
+        return [value]
+
+    def merged(self, found: Mapping[int, str]) -> Mapping[int, str]:
+        """Return what any of the processes found."""
+        return found
+
+    def synchronised(self, network: Network) -> AbstractContextManager[None]:
+        """Let live BatchNorm take its statistics over the parts of all processes."""
+        return nullcontext()
+
+
+class Several(Ranks):
+    """This process among several, in torch's default process group.
+
+    Gradients are summed after the backward, in buckets of 25 MB, all under way at once. ``DistributedDataParallel``
+    would begin while the backward still runs, but it holds on to the parameters that it was made for, whereas a head
+    grows and a part is chosen anew in each step, and a wrapped network has another price. What is lost is the time of
+    one sum an update: 2 x 100 MB over the wire for ResNet-50.
+    """
+
+    several = True
+
+    def __init__(self) -> None:
+        import torch.distributed
+
+        self._dist: Any = torch.distributed
+        self.rank, self.world = self._dist.get_rank(), self._dist.get_world_size()
+
+    def check(self, objective: Any, network: Network, device: torch.device) -> None:
+        """Refuse a gradient that several processes cannot share.
+
+        Raises:
+            UserError: a loss that looks across the batch, or live statistics without SyncBatchNorm.
+        """
+        if not getattr(objective, "pointwise", False):
+            raise UserError(
+                f"{type(objective).__name__} looks across the batch, or does not say that it does not, and "
+                f"{self.world} processes see a part each: run it in one process, or, where the loss is a mean over the "
+                "samples of a term of each alone, declare pointwise = True in its class"
+            )
+        live = _live(network)
+        if live and device.type != "cuda":
+            raise UserError(
+                f"batch_norm=live given with {self.world} processes on {device.type}: its statistics are those of the "
+                "whole batch, and torch's SyncBatchNorm, which finds them, runs on CUDA only: set batch_norm=frozen, "
+                "or run one process"
+            )
+        unknown = sorted({type(module).__name__ for module in live if type(module) not in _PLAIN})
+        if unknown:
+            raise UserError(
+                f"batch_norm=live given with {self.world} processes, and the backbone has {', '.join(unknown)}, which "
+                "torch's SyncBatchNorm cannot stand in for: set batch_norm=frozen, or run one process"
+            )
+
+    def parts(self, n: int) -> list[slice]:
+        """Return slices that differ by one row at most; of fewer rows than processes, the last ones get none."""
+        least, more = divmod(n, self.world)
+        starts = [rank * least + min(rank, more) for rank in range(self.world + 1)]
+        return [slice(low, high) for low, high in pairwise(starts)]
+
+    def own(self, batch: Batch, n: int) -> Batch:
+        """Return this process' part; what was cut off is missing in the last parts."""
+        return batch.rows(self.part(n))
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return this process' rows."""
+        return x[self.part(len(x))]
+
+    def whole(self, outputs: Outputs) -> Outputs:
+        """Return all rows of the outputs."""
+        return Outputs(self.gathered(outputs.logits), self.gathered(outputs.features))
+
+    @torch.no_grad()
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes."""
+        counts = torch.empty(self.world, dtype=torch.int64)
+        self._dist.all_gather_into_tensor(counts, torch.tensor([len(rows)]))
+        sizes = counts.tolist()
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        together = rows.new_empty(self.world * len(padded), *rows.shape[1:])
+        self._dist.all_gather_into_tensor(together, padded)
+        return torch.cat([part[:size] for part, size in zip(together.chunk(self.world), sizes)]) if any(sizes) else rows
+
+    def weighed(self, loss: Tensor, added: Tensor | None, share: float) -> Tensor:
+        """Return a term such that the sum of the processes' gradients is that of one process."""
+        return loss * share if added is None else loss * share + added / self.world
+
+    @torch.no_grad()
+    def total(self, tensors: Sequence[Tensor]) -> None:
+        """Sum tensors over the processes, in place, in buckets."""
+        sent = []
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            sent.append((bucket, flat, self._dist.all_reduce(flat, async_op=True)))
+        for bucket, flat, work in sent:
+            work.wait()
+            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
+                tensor.copy_(part.view(tensor.shape))
+
+    def handed(self, tensors: Mapping[str, Tensor], rank: int) -> Mapping[str, Tensor]:
+        """Return the tensors of one process."""
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+        self._dist.broadcast(flat, rank)
+        parts = flat.split([tensor.numel() for tensor in tensors.values()])
+        return {name: part.view(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts)}
+
+    def told(self, value: Value) -> Value:
+        """Return the first process' value; it must be something that can be pickled."""
+        values = [value]
+        self._dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+        return values[0]
+
+    def heard(self, value: Value) -> list[Value]:
+        """Return the values of all processes; they must be something that can be pickled."""
+        values: list[Any] = [None] * self.world
+        self._dist.all_gather_object(values, value)
+        return values
+
+    def merged(self, found: Mapping[int, str]) -> Mapping[int, str]:
+        """Return what any of the processes found; where none did, it took one number to know."""
+        count = torch.tensor([len(found)])
+        self._dist.all_reduce(count)
+        if not count:
+            return found
+        return dict(sorted({place: said for each in self.heard(dict(found)) for place, said in each.items()}.items()))
+
+    @contextmanager
+    def synchronised(self, network: Network) -> Iterator[None]:
+        """Let live BatchNorm be SyncBatchNorm for a forward; before and after, all know the network as it is."""
+        live = [(module, type(module)) for module in _live(network)]
+        for module, _ in live:
+            module.__class__ = _Synchronised
+        try:
+            yield
+        finally:
+            for module, kind in live:
+                module.__class__ = kind
+
+
+class _Synchronised(nn.SyncBatchNorm):
+    process_group = None  # the default one
+
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def _live(network: nn.Module) -> list[nn.Module]:
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and size + tensor.nbytes > _BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
+
+
+ALONE = Ranks()
+
+
+@cache
+def here() -> Ranks:
+    """Return the processes that this one was started with, by torchrun or the like; the first call waits for them.
+
+    What they are is read from the environment, as torch reads it: ``WORLD_SIZE``, ``RANK``, ``LOCAL_RANK``,
+    ``MASTER_ADDR``, ``MASTER_PORT``. They speak by NCCL where tensors lie on GPUs, else by gloo.
+
+    Raises:
+        UserError: the environment says how many there are, but not which of them this is or where they meet.
+    """
+    if processes() == 1:
+        return ALONE
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, but not {', '.join(missing)}: start several processes with "
+            "torchrun -m budgetcl run ..., or unset WORLD_SIZE"
+        )
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        both = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo")
+    return Several()
+
+
+def processes() -> int:
+    """Return how many processes the environment says there are."""
+    given = os.environ.get("WORLD_SIZE", "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"WORLD_SIZE={given} is set; a number from 1 on is expected: torchrun sets it")
+    return int(given)
+
+
+def leave() -> None:
+    """Take leave of the other processes, at the end."""
+    if here().several:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+        here.cache_clear()
