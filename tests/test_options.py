@@ -217,6 +217,80 @@ TRAINED |= {
     },
 }
 SAME_KEYS |= {"optimiser/sgd_plain": "optimiser/sgd"}
+# What goes along with training.
+LIMITED = ("memory.capacity=40",)
+OTHER_KEEP = "memory.keep._target_=budgetcl.memory.capped."
+SHARED = {"share": "0.6", "samples": "3", "spend": "0.2", "iterations": "2"}  # of what is fitted to held-out samples
+
+
+def fitted(method, keys, *before):
+    """The keys of a calibration, by their other values."""
+    return {key: ("glyphs", method, before, f"calibration.{key}={value}") for key, value in keys.items()}
+
+
+TRAINED["learner/gradient"] |= {
+    "memory": ("glyphs", "naive", ("memory=newest", *LIMITED), "memory=reservoir"),
+    "teacher": ("glyphs", "kd_mse", (), "teacher=moving_average"),
+    "regulariser": ("glyphs", "naive", (), "regulariser=l2"),
+    "averaging": ("glyphs", "naive", (), "averaging=moving_average"),
+    "calibration": ("glyphs", "naive", (), "calibration=nearest_mean"),
+    "backbone_rate": ("glyphs", "naive", (), "learner.backbone_rate=0.1"),
+    "restart": ("glyphs", "naive", (), "learner.restart=pretrained"),
+}
+TRAINED |= {
+    "learner/population": {"factors": ("glyphs", "polrs", (), "learner.factors=[0.25,4.0]")},
+    "head/cosine": {
+        "temperature": ("glyphs", "cosine_head", (), "head.temperature=5.0"),
+        "pretrained": ("glyphs", "cosine_head", (), "head.pretrained=false"),
+    },
+    "memory/everything": {},
+    **{
+        f"memory/{name}": {
+            "capacity": ("glyphs", "naive", (f"memory={name}", *LIMITED), "memory.capacity=30"),
+            "keep": ("glyphs", "naive", (f"memory={name}", *LIMITED), f"{OTHER_KEEP}{other}"),
+        }
+        for name, other in (("reservoir", "Newest"), ("balanced_reservoir", "Newest"), ("newest", "Reservoir"))
+    },
+    "memory/greedy": {
+        "capacity": ("glyphs", "gdumb", LIMITED, "memory.capacity=30"),
+        "keep": ("glyphs", "gdumb", LIMITED, f"{OTHER_KEEP}Newest"),
+        "early": ("glyphs", "gdumb", LIMITED, "memory.early=false"),
+    },
+    "teacher/last_step": {},
+    "teacher/moving_average": {"decay": ("glyphs", "kd_ema", (), "teacher.decay=0.5")},
+    "regulariser/none": {},
+    "regulariser/l2": {"strength": ("glyphs", "l2", (), "regulariser.strength=1.0")},
+    **{
+        f"regulariser/{name}": {
+            "strength": ("glyphs", name, (), "regulariser.strength=3.0"),
+            "samples": ("glyphs", name, (), "regulariser.samples=1"),
+            "spend": ("glyphs", name, (), "regulariser.spend=0.3"),
+            "decay": ("glyphs", name, ("regulariser.strength=1000.0",), "regulariser.decay=0.5"),
+        }
+        for name in ("ewc", "mas")
+    },
+    "regulariser/rwalk": {
+        "strength": ("glyphs", "rwalk", (), "regulariser.strength=3.0"),
+        "rate": ("glyphs", "rwalk", (), "regulariser.rate=0.5"),
+        "interval": ("glyphs", "rwalk", (), "regulariser.interval=1"),
+        "epsilon": ("glyphs", "rwalk", (), "regulariser.epsilon=0.1"),
+    },
+    "averaging/none": {},
+    "averaging/moving_average": {"decay": ("glyphs", "ema", (), "averaging.decay=0.5")},
+    "averaging/consolidation": {
+        "warmup": ("glyphs", "weight_consolidation", (), "averaging.warmup=0.6"),
+        "keep": ("glyphs", "weight_consolidation", (), "averaging.keep=0.9"),
+        "mix": ("glyphs", "weight_consolidation", (), "averaging.mix=1.0"),
+    },
+    "calibration/none": {},
+    "calibration/weight_aligning": fitted("weight_aligning", {"clamp": "false"}),
+    "calibration/temperature": fitted("temperature", SHARED, "calibration.share=0.3"),
+    "calibration/bias_correction": fitted("bias_correction", {**SHARED, "rate": "0.5"}, "calibration.share=0.3"),
+    "calibration/nearest_mean": fitted("nearest_mean", {"samples": "3", "spend": "0.4"}),
+    "calibration/gaussian_alignment": fitted(
+        "slca", {"samples": "2", "spend": "0.4", "draws": "2", "rate": "0.5", "batch": "8"}
+    ),
+}
 # Backbones by name, built alone: (settings before, the change).
 SHORT = ("backbone.name=mobilenet_v3_small",)
 NAMED = {
@@ -269,7 +343,7 @@ def keys_of(path):
 def test_every_key_of_every_component_has_its_test():
     for group in (
         *("sampler", "objective", "head", "part", "optimiser", "schedule", "budget", "learner", "backbone"),
-        *("features", "classifier", "currency"),
+        *("features", "classifier", "currency", "memory", "teacher", "regulariser", "averaging", "calibration"),
     ):
         for path in (conf_folder() / group).glob("*.yaml"):
             name = f"{group}/{path.stem}"
