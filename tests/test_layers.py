@@ -27,12 +27,12 @@ HEAVY = {
 LAYERS = [
     ("budgetcl.errors", 0), ("budgetcl.randomness", 0), ("budgetcl.metrics", 0), ("budgetcl.budget.formulas", 0),
     ("budgetcl.budget.ledger", 0), ("budgetcl.streams.stream", 0), ("budgetcl.budget", 1), ("budgetcl.memory", 1),
-    ("budgetcl.objectives", 1), ("budgetcl.companions", 1), ("budgetcl.models", 1), ("budgetcl.streams", 1), ("budgetcl.assets", 1),
-    ("budgetcl.learners", 2), ("budgetcl.records", 2), ("budgetcl.loop", 3), ("budgetcl.testing", 3), ("budgetcl.tuning", 3),
-    ("budgetcl.report", 4), ("budgetcl.data", 4), ("budgetcl.foresight", 5),
-    ("budgetcl.configuration", 5), ("budgetcl.assemble", 5), ("budgetcl.run", 5), ("budgetcl.dry_run", 5),
-    ("budgetcl.sweep", 5), ("budgetcl.controls", 5), ("budgetcl.tune_command", 5), ("budgetcl.cli", 5), ("budgetcl.__main__", 5),
-    ("budgetcl", -1),
+    ("budgetcl.objectives", 1), ("budgetcl.companions", 1), ("budgetcl.models", 1), ("budgetcl.streams", 1),
+    ("budgetcl.assets", 1), ("budgetcl.learners", 2), ("budgetcl.records", 2), ("budgetcl.loop", 3),
+    ("budgetcl.testing", 3), ("budgetcl.tuning", 3), ("budgetcl.report", 4), ("budgetcl.data", 4),
+    ("budgetcl.foresight", 5), ("budgetcl.configuration", 5), ("budgetcl.assemble", 5), ("budgetcl.run", 5),
+    ("budgetcl.dry_run", 5), ("budgetcl.sweep", 5), ("budgetcl.controls", 5), ("budgetcl.tune_command", 5),
+    ("budgetcl.cli", 5), ("budgetcl.__main__", 5), ("budgetcl", -1),
 ]  # fmt: skip
 
 

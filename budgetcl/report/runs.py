@@ -228,7 +228,8 @@ def _flops(results: Results) -> Floats:
         return steps["spent"].astype(float)
     learning = ledger["category"] != "predict"
     order = np.searchsorted(steps["step"], ledger["step"][learning])
-    return np.bincount(order, ledger["flops"][learning], minlength=len(steps["step"])) + steps["paid"]
+    done = np.bincount(order, ledger["flops"][learning].astype(float), minlength=len(steps["step"]))
+    return done + steps["paid"].astype(float)
 
 
 def _spending(results: Results) -> dict[str, float]:
