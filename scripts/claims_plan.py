@@ -80,6 +80,10 @@ STRENGTHS = {
     "weak": Setting("glyphs-weak", (*AT_C.overrides, "backbone.pretrained=outputs/claims/weak.safetensors"), 4),
     "scratch": Setting("glyphs-scratch", (*AT_C.overrides, "backbone.pretrained=null"), 4),
 }
+STRONGER = {  # the same at 4 C, where a weak backbone may have been trained far enough to matter
+    "shipped": BUDGETS[4.0],
+    "weak": Setting("glyphs-weak-4", (*BUDGETS[4.0].overrides, STRENGTHS["weak"].overrides[-1]), 12),
+}
 KNOBS = [(uploaders, burst, momentum) for momentum in (0, 0.9) for uploaders in (1, 4) for burst in (48, 12)]
 MOMENTUM_RATE = 0.01  # the rate that goes with momentum 0.9
 
@@ -143,6 +147,8 @@ def jobs_of(claim: str, seeds: Sequence[int]) -> list[Job]:
             return [Job(setting, method, seed) for seed in seeds for setting in settings for method in TRAINED]
         case "backbone":
             return [Job(setting, method, seed) for seed in seeds for setting in STRENGTHS.values() for method in HEADS]
+        case "backbone-4":
+            return [Job(setting, method, seed) for seed in seeds for setting in STRONGER.values() for method in HEADS]
         case "steps":
             return [Job(setting, method, seed) for seed in seeds for setting in SPLITS.values() for method in SPLIT]
         case "unlimited":
@@ -167,7 +173,9 @@ def tuning_jobs() -> list[Job]:
     return found
 
 
-CLAIMS = ("methods", "price", "backbone", "budget", "online", "steps", "large", "momentum", "neighbours")
+CLAIMS = (
+    "methods", "price", "backbone", "budget", "online", "backbone-4", "steps", "large", "momentum", "neighbours",
+)  # fmt: skip
 APART = ("unlimited", "tuning")
 
 
@@ -178,6 +186,7 @@ CORE = {
     "budget": ("naive", "kd_mse", "herding", "head_only"),
     "online": ("fifo", "er", "naive", "nmc", *BLIND),
     "backbone": ("naive", "head_only"),
+    "backbone-4": ("naive", "head_only"),
     "steps": ("naive", "kd_mse", "herding"),
 }
 

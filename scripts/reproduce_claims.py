@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from claims_plan import APART, CLAIMS, STRENGTHS, WEAK_PASSES, Job, planned
+from claims_plan import APART, CLAIMS, WEAK_PASSES, Job, planned
 
 import budgetcl
 from budgetcl.records.record import find
@@ -94,7 +94,7 @@ def main() -> int:
         )
         if arguments.dry:
             return 0
-        if any(job.setting == STRENGTHS["weak"] for job in missing):
+        if any("weak" in job.setting.name for job in missing):
             pretrain_weakly(output)
         failed = _make_all(missing, output, arguments.jobs, time.time() + 60 * arguments.minutes)
     import claims_report
