@@ -265,7 +265,7 @@ TRAINED |= {
             "strength": ("glyphs", name, (), "regulariser.strength=3.0"),
             "samples": ("glyphs", name, (), "regulariser.samples=1"),
             "spend": ("glyphs", name, (), "regulariser.spend=0.3"),
-            "decay": ("glyphs", name, ("regulariser.strength=1000.0",), "regulariser.decay=0.5"),
+            "decay": ("glyphs", name, ("budget.updates=4", "regulariser.spend=0.3"), "regulariser.decay=0.5"),
         }
         for name in ("ewc", "mas")
     },
