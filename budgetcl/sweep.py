@@ -65,13 +65,17 @@ def one_of_several(cfg: DictConfig) -> Outcome:
     """Make one run of a sweep, in whatever process; hydra must not see it fail, or it would stop."""
     from hydra.core.hydra_config import HydraConfig
 
+    from budgetcl.budget.ranks import leave, processes
     from budgetcl.run import execute, reason
 
     given = HydraConfig.get().overrides
     overrides, folders = tuple(given.task), [o for o in given.hydra if o.startswith("hydra.searchpath=")]
     try:
         _, fresh = execute(cfg, [*folders, *overrides], several=True)
+        leave()
     except Exception as error:
+        if processes() > 1:  # the others would wait for this one: it has to end, and they with it
+            raise
         print(f"failed: {' '.join(overrides)}: {reason(error)}", flush=True)
         return Outcome(overrides, FAILED, reason(error))
     return Outcome(overrides, DONE if fresh else ALREADY)

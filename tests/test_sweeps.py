@@ -254,9 +254,10 @@ def test_workers_of_joblib_have_the_threads_of_the_configuration(tmp_path, elsew
     [
         ("slurm", ["--cpus-per-task=1", "--mem=4GB", "--nodes=1", "--ntasks-per-node=1", "--time=240"]),
         ("slurm_gpu", ["--cpus-per-task=4", "--gpus-per-node=1", "--mem=32GB", "--nodes=1", "--time=240"]),
+        ("slurm_gpus", ["--gpus-per-node=4", "--ntasks-per-node=4", "--mem=128GB", "--nodes=1"]),
     ],
 )
-def test_the_slurm_presets_ask_sbatch_for_one_process_a_run(tmp_path, monkeypatch, launcher, lines):
+def test_the_slurm_presets_ask_sbatch_for_the_processes_of_a_run(tmp_path, monkeypatch, launcher, lines):
     """The script that would be handed to sbatch, written by submitit."""
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
         overrides = [f"hydra/launcher={launcher}", f"output={tmp_path}", "hydra.launcher.partition=short"]
@@ -280,3 +281,5 @@ def test_the_slurm_presets_ask_sbatch_for_one_process_a_run(tmp_path, monkeypatc
     assert "#SBATCH --partition=short" in text
     assert "#SBATCH --job-name=budgetcl" in text
     assert "\nexport OMP_NUM_THREADS=1\n" in text
+    meets = "\nexport WORLD_SIZE=$SLURM_NTASKS MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))\n"
+    assert (meets in text) == (launcher == "slurm_gpus")

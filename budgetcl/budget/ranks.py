@@ -261,13 +261,17 @@ def here() -> Ranks:
     """Return the processes that this one was started with, by torchrun or the like; the first call waits for them.
 
     What they are is read from the environment, as torch reads it: ``WORLD_SIZE``, ``RANK``, ``LOCAL_RANK``,
-    ``MASTER_ADDR``, ``MASTER_PORT``. They speak by NCCL where tensors lie on GPUs, else by gloo.
+    ``MASTER_ADDR``, ``MASTER_PORT``; which one this is may be said by SLURM (``conf/hydra/launcher/slurm_gpus.yaml``).
+    They speak by NCCL where tensors lie on GPUs, else by gloo.
 
     Raises:
         UserError: the environment says how many there are, but not which of them this is or where they meet.
     """
     if processes() == 1:
         return ALONE
+    for name, slurm in (("RANK", "SLURM_PROCID"), ("LOCAL_RANK", "SLURM_LOCALID")):
+        if slurm in os.environ:
+            os.environ.setdefault(name, os.environ[slurm])
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(
