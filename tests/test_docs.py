@@ -29,7 +29,7 @@ SMALL = {
         "stream.pretrain_train=4", "reference.batch=8", "budget.updates=2",
     ),
     "uploads": (
-        "stream.samples=32", "stream.prefix=400", "stream.classes=20", "stream.burst=6", "stream.shifts=[0,16]",
+        "stream.samples=32", "stream.prefix=100", "stream.classes=20", "stream.burst=6", "stream.shifts=[0,16]",
         "stream.shift=16", "stream.retention=8", "stream.occasions=1", "reference.batch=8", "budget.updates=2",
     ),
     "table": ("stream.steps=2", "budget.passes=0.05"),
