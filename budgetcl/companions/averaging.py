@@ -16,7 +16,13 @@ from budgetcl.models.network import Network, bytes_of
 
 
 class Averaging(Companion):
-    """No average: the network that is trained is the one that predicts."""
+    """No average: the network that is trained is the one that predicts.
+
+    Attributes:
+        apart: whether another network than the one that is trained predicts.
+    """
+
+    apart = False
 
     def predictor(self, network: Network) -> Network:
         """Return the network to predict with."""
@@ -33,6 +39,8 @@ class MovingAverage(Averaging):
     Args:
         decay: of the average, per update.
     """
+
+    apart = True
 
     def __init__(self, decay: float = 0.99) -> None:
         between(0, 1, **{"averaging.decay": decay})

@@ -96,6 +96,11 @@ class GradientLearner:
         self.regulariser = regulariser if regulariser is not None else Regulariser()
         self.averaging = averaging if averaging is not None else Averaging()
         self.calibration = calibration if calibration is not None else Calibration()
+        if self.averaging.apart and type(self.calibration) is not Calibration:
+            raise UserError(
+                "a calibration and an average of weights were chosen together; the one corrects the network that is "
+                "trained, the other predicts with another one: set averaging=none or calibration=none"
+            )
         self._make_optimiser, self._schedule, self._part = optimiser, schedule, part
         self._sampler, self._objective = sampler, objective
         self._batch, self._clip, self._seed = batch, clip, seed

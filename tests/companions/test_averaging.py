@@ -221,3 +221,8 @@ def test_a_run_pays_for_the_moments_and_ends_elsewhere_than_naive_training(go):
 def test_shares_outside_of_0_to_1_are_refused(make, key, value):
     with pytest.raises(UserError, match=rf"averaging\.{key}"):
         make(**{key: value})
+
+
+def test_an_average_and_a_calibration_do_not_go_together(tiny):
+    with pytest.raises(UserError, match="calibration and an average of weights"):
+        tiny("glyphs", "naive", "averaging=moving_average", "calibration=temperature")
