@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -370,7 +371,7 @@ class GradientLearner:
         if state["optimiser"] is not None:
             self._rebind({})
             assert self.optimiser is not None
-            self.optimiser.load_state_dict(state["optimiser"])
+            self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))  # torch would share its tensors
         for name, companion in self._companions.items():
             companion.load_state_dict(state["companions"][name], self.network)
 
