@@ -1,6 +1,7 @@
 """What an allowance buys: counted by hand from the layers of the embedded backbone, not from the price list."""
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -200,7 +201,7 @@ class _Expensive:
     batch = 1500
 
     def update(self, classes):
-        return 2**55 + 1
+        return SimpleNamespace(total=2**55 + 1)
 
 
 @pytest.mark.parametrize("updates", [400, 400.0, 0.5])
