@@ -22,6 +22,7 @@ _HELP = {
   budgetcl run -m method=naive,kd_mse 'seed=range(0,5)'
   budgetcl run -m method=naive,kd_mse seed=0,1 hydra/launcher=joblib_2     two at once; also slurm
   budgetcl run stream=table stream.path=photos.csv
+  torchrun --nproc-per-node 8 -m budgetcl run stream=imagenet2k_ci stream.path=...     one run on eight GPUs
   budgetcl run --config-dir my_conf sampler=mine method.name=mine
 what is finished is not run again (rerun=true does): a sweep that was stopped goes on with the same command
 """,

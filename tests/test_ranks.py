@@ -266,18 +266,27 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(folder):
-    """What two processes saw, and what they printed."""
+def started(folder):
+    """Two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return *(pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)), done.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, str(folder)], env=environment, **pipes) as processes:
+        yield processes
+        processes.terminate()
 
 
 @pytest.fixture(scope="module")
-def one(folder):
-    """What one process sees."""
+def two(folder, started):
+    """What the two saw, and what they printed."""
+    printed, complained = started.communicate(timeout=300)
+    assert started.returncode == 0, complained
+    return *(pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)), printed
+
+
+@pytest.fixture(scope="module")
+def one(folder, started):
+    """What one process sees, meanwhile."""
     torch.set_num_threads(1)
     assert here() is ALONE
     found = everything(folder, ALONE)
