@@ -188,14 +188,18 @@ CORE = {
     "backbone": ("naive", "head_only"),
     "backbone-4": ("naive", "head_only"),
     "steps": ("naive", "kd_mse", "herding"),
+    "large": ("naive", "kd_mse", "herding"),
 }
 
 
 def planned(chosen: Sequence[str]) -> list[Job]:
     """Return all runs, each once, in the order in which they are made."""
     claims = [claim for claim in chosen if claim != "tuning"]
-    first = [(claim, job) for claim in claims for job in jobs_of(claim, FIRST_SEEDS)]
-    core = [job for claim, job in first if job.method in CORE.get(claim, ()) and job.control != "same_updates"]
-    more = [job for claim in claims for job in jobs_of(claim, MORE_SEEDS)]
+    first, more = (
+        [(claim, job) for claim in claims for job in jobs_of(claim, seeds)] for seeds in (FIRST_SEEDS, MORE_SEEDS)
+    )
+    core = [
+        job for claim, job in first + more if job.method in CORE.get(claim, ()) and job.control != "same_updates"
+    ]  # fmt: skip
     tuning = tuning_jobs() if "tuning" in chosen else []
-    return list(dict.fromkeys([*tuning, *core, *(job for _, job in first), *more]))
+    return list(dict.fromkeys([*tuning, *core, *(job for _, job in first + more)]))

@@ -43,7 +43,6 @@ from claims_plan import (
 from budgetcl.metrics.stats import Interval, paired_difference
 from budgetcl.report.blind import new_figure, svg
 from budgetcl.report.plots import styles
-from budgetcl.report.student import student_interval
 
 DOCS = Path(__file__).parent.parent / "docs"
 SHOWN, NOT_SHOWN, CONTRADICTED, MISSING = "shown", "not shown", "contradicted on this data", "not measured"
@@ -426,10 +425,11 @@ def online(measured: Measured) -> list[Claim]:
         blind = (percent(_mean(of("last_label", key))) for key in ("online", "near_future"))
         rows_of["blind"].append((*at, next(blind), ahead["online"], next(blind), ahead["near_future"], level))
         votes["blind"].append(_vote([ahead["online"], _turned(ahead["near_future"])]))
+        online_gap = gap(of("fifo", "online"), of("naive", "online"))
         for key, other in (("retain", "retention"), ("order", "near_future")):
-            found = _rank_correlation(of, other)
-            rows_of[key].append((*at, _plain(found)))
-            votes[key].append(_rank_vote(found, *((0, 0) if key == "retain" else (0.5, 0.9))))
+            found = gap(of("fifo", other), of("naive", other))
+            rows_of[key].append((*at, online_gap, found, _rank_correlation(of, other)))
+            votes[key].append(_opposed(online_gap, found))
         reuse = [gap(of(method, "near_future"), of("fifo", "near_future")) for method in ("naive", "er")]
         rows_of["reuse"].append((*at, *(percent(_mean(of(m, "near_future"))) for m in ("fifo", "naive", "er")), *reuse))
         votes["reuse"].append(_vote(reuse))
@@ -440,9 +440,9 @@ def online(measured: Measured) -> list[Claim]:
         ("blind", "Blind classifiers reach high online accuracy and collapse at S (EvalOCL)",
          ("last_label online", "minus naive's", "last_label at S", "minus naive's", "minus majority's")),
         ("retain", "Methods with high online accuracy retain badly (EvalOCL)",
-         ("rank correlation of online accuracy and retention over learners",)),
+         ("fifo minus naive, online", "fifo minus naive, retention", "rank correlation over learners")),
         ("order", "Near-future accuracy orders methods otherwise than online accuracy (EvalOCL)",
-         ("rank correlation of online and near-future accuracy over learners",)),
+         ("fifo minus naive, online", "fifo minus naive, at S", "rank correlation over learners")),
         ("reuse", "Under near-future accuracy, keeping and reusing past data wins (EvalOCL)",
          ("fifo at S", "naive at S", "er at S", "naive minus fifo", "er minus fifo")),
     ):  # fmt: skip
@@ -478,28 +478,33 @@ def _vote(gaps: Sequence[Gap | None]) -> str:
     return SHOWN if all(f.above for f in known) else CONTRADICTED if all(f.below for f in known) else NOT_SHOWN
 
 
-def _rank_correlation(of: Callable[[str, str], dict[int, float]], other: str) -> Interval | None:
-    """Return Spearman's correlation over the learners, with its interval over seeds."""
-    values = []
-    seeds = set.intersection(*(set(of(method, "online")) for method in ("naive", "fifo")))
-    for seed in sorted(seeds):
-        pairs = [(of(m, "online").get(seed), of(m, other).get(seed)) for m in _LEARNERS]
+def _opposed(online_gap: Gap | None, other: Gap | None) -> str:
+    """Return whether what is surely ahead online is surely behind in another number, or ahead there as well."""
+    if not online_gap or not other:
+        return MISSING
+    if online_gap.below:
+        online_gap, other = _turned(online_gap), _turned(other)
+        assert online_gap
+        assert other
+    if not online_gap.above:
+        return NOT_SHOWN
+    return SHOWN if other.below else CONTRADICTED if other.above else NOT_SHOWN
+
+
+def _rank_correlation(of: Callable[[str, str], dict[int, float]], other: str) -> str | None:
+    """Return Spearman's correlation over the learners, mean over the seeds, and of how many."""
+    values, counts = [], []
+    for seed in sorted(of("naive", "online").keys() & of("fifo", "online").keys()):
+        pairs = [(of(method, "online").get(seed), of(method, other).get(seed)) for method in _LEARNERS]
         whole = np.array([pair for pair in pairs if None not in pair], dtype=float)
         if len(whole) >= 4:
             ranks = whole.argsort(0).argsort(0)
             values.append(float(np.corrcoef(ranks.T)[0, 1]))
-    return student_interval(values) if len(values) > 1 else None
-
-
-def _rank_vote(found: Interval | None, below: float, above: float) -> str:
-    """Return whether ranks surely agree less than ``below``, or more than ``above``."""
-    if not found:
-        return MISSING
-    return SHOWN if found.high < below else CONTRADICTED if found.low > above else NOT_SHOWN
-
-
-def _plain(interval: Interval | None) -> str | None:
-    return f"{interval.estimate:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]" if interval else None
+            counts.append(len(whole))
+    if not values:
+        return None
+    learners = f"{min(counts)}-{max(counts)}" if min(counts) < max(counts) else f"{min(counts)}"
+    return f"{np.mean(values):+.2f} ({learners} learners)"
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
@@ -580,7 +585,8 @@ def _knobs(measured: Measured, knobs: Mapping[tuple[int, int, float], Setting]) 
     lines = -(-len(knobs) // columns)
     figure, axes = new_figure(2.1 * columns + 0.4, 2.2 * lines + 0.5)
     axes.remove()
-    names = (*TRAINED, *FROZEN, *BLIND)
+    places = [*knobs.values(), *(STREAMED[*knob[:2], 0] for knob in knobs)]
+    names = [m for m in (*TRAINED, *FROZEN, *BLIND) if any(measured.numbers(place, m, "online") for place in places)]
     looks = styles({method: "blind" if method in BLIND else "learner" for method in names})
     for at, (knob, setting) in enumerate(knobs.items()):
         panel = figure.add_subplot(lines, columns, at + 1)
@@ -590,13 +596,21 @@ def _knobs(measured: Measured, knobs: Mapping[tuple[int, int, float], Setting]) 
             place = setting if method in TRAINED else STREAMED[*knob[:2], 0]
             x, y = (100 * measured.mean(place, method, key) for key in ("online", "near_future"))
             look = looks[method]
-            panel.plot([x], [y], look.marker or "x", color=look.colour, markersize=6, label=method, linestyle="none")
+            panel.plot(
+                [x],
+                [y],
+                look.marker or "x+"[BLIND.index(method)],
+                color=look.colour,
+                markersize=6,
+                label=method,
+                linestyle="none",
+            )
         panel.plot([0, 100], [0, 100], color=GREY, linewidth=0.6)
         panel.set(xlim=(0, 100), ylim=(0, 100))
         panel.set_title(f"uploaders {knob[0]}, burst {knob[1]}, mom. {knob[2]:g}", fontsize=7.5)
         panel.tick_params(labelsize=7)
     handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7.5)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(9, len(names)), fontsize=7.5)
     figure.supxlabel("online accuracy, %", fontsize=9)
     figure.supylabel("near-future accuracy, %", fontsize=9)
     return figure

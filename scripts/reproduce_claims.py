@@ -5,8 +5,8 @@
     python scripts/reproduce_claims.py --write                # docs/claims.md from what there is, without a run
 
 Runs go to outputs/claims, one folder for each stream and budget; finished ones are not made again. The methods that a
-claim rests on come first, and seeds 0-2 before 3 and 4, so that stopping early costs seeds, not claims. What is
-measured stands in claims_plan.py; what it shows is worked out in claims_report.py.
+claim rests on come first, and of these seeds 0-2, so that stopping early costs seeds, not claims. What is measured
+stands in claims_plan.py; what it shows is worked out in claims_report.py.
 """
 
 from __future__ import annotations

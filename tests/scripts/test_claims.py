@@ -36,8 +36,9 @@ def test_each_run_is_planned_once_and_what_a_claim_rests_on_first(claims):
     plan, _ = claims
     jobs = plan.planned(plan.CLAIMS)
     assert len({job.key for job in jobs}) == len(jobs)
-    first = [job for job in jobs if job.seed in plan.FIRST_SEEDS]
-    assert jobs[: len(first)] == first
+    places = {job.key: place for place, job in enumerate(jobs)}
+    rests_on, other = (plan.Job(plan.AT_C, method, 4).key for method in ("herding", "polrs"))
+    assert places[*plan.Job(plan.AT_C, "herding", 2).key] < places[*rests_on] < places[*other]
     assert not {"tuning", "unlimited"} & {job.control or job.setting.name.split("-")[0] for job in jobs}
     assert {job.seed for job in plan.planned(["tuning"])} == set(plan.TUNING_SEEDS)
 
