@@ -549,7 +549,7 @@ def _curves(gaps: Mapping[str, Mapping[Any, Gap]], names: Mapping[Any, str], wha
         return None
     figure, axes = new_figure(6.4, 3.2)
     looks = styles(dict.fromkeys(gaps, "learner"))
-    for at, (method, each) in enumerate(gaps.items()):
+    for at, (method, each) in enumerate((method, each) for method, each in gaps.items() if each):
         places = [list(names).index(c) + 0.06 * (at - len(gaps) / 2) for c in each]
         found = list(each.values())
         look = looks[method]
@@ -619,8 +619,8 @@ def _knobs(measured: Measured, knobs: Mapping[tuple[int, int, float], Setting]) 
 # --- the page ----------------------------------------------------------------------------------------------------
 
 
-def write(found: Found) -> None:
-    """Write docs/claims.md and its pictures from what there is."""
+def write(found: Found, failed: Sequence[str] = ()) -> None:
+    """Write docs/claims.md and its pictures from what there is, and which runs failed, and why."""
     measured = Measured(found)
     (DOCS / "img").mkdir(parents=True, exist_ok=True)
     claims = [methods(measured), price(measured), budget(measured), steps(measured), backbone(measured)]
@@ -640,6 +640,8 @@ def write(found: Found) -> None:
             lines += [f"![{claim.title}](img/{claim.plot}.svg)", ""]
         lines += claim.body
     lines += ["## What there is", "", *table(("runs of", "made", "planned"), [(c, *n) for c, n in counts.items()])]
+    if failed:
+        lines += ["These could not be run:", "", *(f"- {line}" for line in failed)]
     (DOCS / "claims.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(f"written: docs/claims.md, from {len(found)} runs")
 

@@ -27,6 +27,7 @@ import budgetcl
 from budgetcl.records.record import find
 
 ROOT = Path(__file__).parent.parent
+FAILED = "failed.txt"  # what the last call could not run, and why
 
 
 # --- runs --------------------------------------------------------------------------------------------------------
@@ -99,7 +100,8 @@ def main() -> int:
         failed = _make_all(missing, output, arguments.jobs, time.time() + 60 * arguments.minutes)
     import claims_report
 
-    claims_report.write(records(output))
+    refused = (output / FAILED).read_text(encoding="utf-8").splitlines() if (output / FAILED).exists() else []
+    claims_report.write(records(output), refused)
     return 1 if failed else 0
 
 
@@ -110,11 +112,14 @@ def _make_all(missing: Sequence[Job], output: Path, processes: int, until: float
         futures = {pool.submit(make, job, output, until): job for job in missing}
         for future in as_completed(futures):
             if (said := future.result()).startswith("failed"):
-                failed.append(f"{' '.join(map(str, futures[future].key))}: {said}")
+                failed.append(
+                    f"{futures[future].setting.name}, {futures[future].method}, seed {futures[future].seed}: {said}"
+                )
             left += said.startswith("left")
     print(f"{len(missing) - len(failed) - left} runs made, {len(failed)} failed, {left} left", flush=True)
     for line in failed:
         print(line, file=sys.stderr, flush=True)
+    (output / FAILED).write_text("".join(f"{line}\n" for line in failed), encoding="utf-8")
     return failed
 
 
