@@ -661,8 +661,9 @@ def _how(measured: Measured) -> list[str]:
 **Sizes.** {CLASSES} + {CLASSES} classes, {STEPS} time steps, C = {UPDATES} updates of 64 images a step; the claim about
 steps: 100 + 100 classes and {TOTAL} updates in all; `uploads`: 1,600 samples. They were chosen so that all {runs} runs
 take about an hour on two free cores by the script's own estimate; {len(measured)} are made, a run of naive at C took
-{seconds:.0f} s on busy ones. With so few updates a network trained whole sees each image about once, which favours frozen
-backbones; larger budgets stand in the claim about them. For larger sizes change the constants at the top of `scripts/claims_plan.py`.
+{seconds:.0f} s on busy ones. With so few updates a network trained whole sees each image about once, which favours
+frozen backbones; larger budgets stand in the claim about them. For larger sizes change the constants at the top of
+`scripts/claims_plan.py`.
 
 **Reading.** Differences to naive are paired by seed, in points of average accuracy over all classes seen, with 95 %
 intervals; reported seeds are 0-4, and where a cell has fewer, their number stands in brackets. *Shown* and
