@@ -66,10 +66,6 @@ CASES = [
     ("budget.updates=0.5", "does not pay for one update"),
     ("budget.updates=0.5", "budget.rest=carry"),
     (
-        "learner.batch=5000 budget.updates=700",
-        "5000 distinct samples was asked of the memory, which holds 104",
-    ),
-    (
         "method=fifo learner.batch=30 budget.updates=9",
         "lower learner.batch, reveal more per step, or widen",
     ),

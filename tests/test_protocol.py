@@ -209,7 +209,8 @@ def teachers_of(go, stream, *overrides):
         learner, begin, fit = parts.learner, parts.learner._sampler.begin, parts.learner.fit
 
         def began(place):
-            seen.append([weights(learner.teacher), weights(learner.network), learner.teacher])
+            teacher = learner.teacher.network
+            seen.append([weights(teacher), weights(learner.network), teacher])
             begin(place)
 
         def fitted(*args):

@@ -1,0 +1,31 @@
+"""All methods in one sweep from the command line, and one table of them."""
+
+import csv
+
+from budgetcl.cli import main
+from budgetcl.configuration import conf_folder
+
+# Uploads, so that those without images have something to guess; a budget that pays for every method's preparation.
+STREAM = (
+    "stream=uploads", "stream.samples=32", "stream.prefix=300", "stream.classes=12", "stream.burst=6",
+    "stream.shifts=[0,16]", "stream.shift=16", "stream.retention=8", "stream.occasions=1", "reference.batch=8",
+    "budget.updates=2",
+)  # fmt: skip
+
+
+def test_every_method_runs_in_one_sweep_and_stands_in_one_table(tmp_path, capfd):
+    methods = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml"))
+    assert main(["run", "-m", *STREAM, f"output={tmp_path}", f"method={','.join(methods)}"]) == 0
+    assert f"{len(methods)} runs: {len(methods)} done" in capfd.readouterr().out
+    assert main(["report", str(tmp_path)]) == 0
+    with (tmp_path / "summary.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert sorted(rows) == methods
+    naive = rows["naive"]
+    for name, row in rows.items():
+        assert 0 <= float(row["online"]) <= 1, name
+        assert float(row["utilisation"]) <= 1, name
+    same = [name for name, row in rows.items() if name != "naive" and row["flops"] == naive["flops"]]
+    assert set(same) <= {"ace", "class_balanced", "er", "fifo", "uniform_replacement", "recency_biased", "reservoir"} | {
+        name for name in same if rows[name]["online"] != naive["online"] or rows[name]["bytes"] != naive["bytes"]
+    }
