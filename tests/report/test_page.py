@@ -56,7 +56,7 @@ def test_unfinished_runs_are_left_out_and_named(written):
 def test_the_terminal_gets_plain_aligned_tables_of_at_most_120_columns(written):
     out, printed = written
     lines = printed.splitlines()
-    assert max(map(len, lines)) <= 120
+    assert max(len(line) for line in lines if str(out) not in line) <= 120  # a path is as long as it is
     assert "\x1b" not in printed
     rows = [line for line in lines if line.lstrip().startswith(("naive ", "kd ", "er "))]
     assert len(rows) == 6
