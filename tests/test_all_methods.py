@@ -26,6 +26,12 @@ def test_every_method_runs_in_one_sweep_and_stands_in_one_table(tmp_path, capfd)
         assert 0 <= float(row["online"]) <= 1, name
         assert float(row["utilisation"]) <= 1, name
     same = [name for name, row in rows.items() if name != "naive" and row["flops"] == naive["flops"]]
-    assert set(same) <= {"ace", "class_balanced", "er", "fifo", "uniform_replacement", "recency_biased", "reservoir"} | {
-        name for name in same if rows[name]["online"] != naive["online"] or rows[name]["bytes"] != naive["bytes"]
-    }
+    assert set(same) <= {
+        "ace",
+        "class_balanced",
+        "er",
+        "fifo",
+        "uniform_replacement",
+        "recency_biased",
+        "reservoir",
+    } | {name for name in same if rows[name]["online"] != naive["online"] or rows[name]["bytes"] != naive["bytes"]}
