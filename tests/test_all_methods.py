@@ -9,7 +9,7 @@ from budgetcl.configuration import conf_folder
 STREAM = (
     "stream=uploads", "stream.samples=32", "stream.prefix=300", "stream.classes=12", "stream.burst=6",
     "stream.shifts=[0,16]", "stream.shift=16", "stream.retention=8", "stream.occasions=1", "reference.batch=8",
-    "budget.updates=2",
+    "budget.updates=4",
 )  # fmt: skip
 
 
