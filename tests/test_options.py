@@ -16,6 +16,7 @@ from budgetcl.configuration import compose, conf_folder
 from budgetcl.errors import UserError
 
 SMALL = ("budget.updates=3",)
+FEW = ("budget.updates=0.5",)  # where an update costs a head alone
 
 
 def chosen(method):
@@ -60,7 +61,7 @@ TRAINED = {
         "pretrained": ("glyphs", "naive", (), "head.pretrained=false"),
     },
     "part/everything": {},
-    "part/head_only": {"cached": ("glyphs", "head_only", (), "part.cached=true")},
+    "part/head_only": {"cached": ("glyphs", "head_only", FEW, "part.cached=true")},
     "part/last_stage": {"stages": ("glyphs", "last_stage", (), "part.stages=2")},
     "part/first_frozen": {"stages": ("glyphs", "first_frozen", (), "part.stages=2")},
     "part/norm_only": {},
@@ -170,11 +171,11 @@ TRAINED |= {
     "classifier/discriminant": {"shrinkage": ("glyphs", "slda", (), "classifier.shrinkage=0.1")},
     "classifier/ridge": {"ridge": ("glyphs", "analytic", (), "classifier.ridge=10.0")},
     "classifier/fetril": {
-        "optimiser": ("glyphs", "fetril", (), "optimiser.lr=0.2"),
-        "schedule": ("glyphs", "fetril", (), "schedule=constant"),
-        "batch": ("glyphs", "fetril", (), "classifier.batch=4"),
-        "features_share": ("glyphs", "fetril", (), "classifier.features_share=0.3"),
-        "seed": ("glyphs", "fetril", (), "classifier.seed=5"),
+        "optimiser": ("glyphs", "fetril", FEW, "optimiser.lr=0.2"),
+        "schedule": ("glyphs", "fetril", FEW, "schedule=constant"),
+        "batch": ("glyphs", "fetril", FEW, "classifier.batch=4"),
+        "features_share": ("glyphs", "fetril", FEW, "classifier.features_share=0.3"),
+        "seed": ("glyphs", "fetril", FEW, "classifier.seed=5"),
     },
 }
 TRAINED |= {

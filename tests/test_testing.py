@@ -25,6 +25,7 @@ WITHOUT_IMAGES = ("constant", "last_label", "majority", "recent_mode")
 # What a method takes to run on a stream this small, and to end soon: very cheap updates buy thousands of them.
 NEEDS = {
     "head_only_cached": ("budget.updates=0.5",),
+    "fetril": ("budget.updates=0.5",),
     "reservoir": ("memory.capacity=30",),
     "balanced_reservoir": ("memory.capacity=30",),
     "gdumb": ("memory.capacity=30",),

@@ -258,8 +258,8 @@ class GradientLearner:
         """Before the first step: the pretraining samples are in memory, and their classifier is the first teacher."""
         self.network.takes(revealed.image_shape)
         self._image_bytes = int(np.prod(revealed.image_shape))
-        compute.placement(self.network)
         self._complete()
+        compute.placement(self.network)  # as one piece with what was inserted, as for a state taken up
         past = np.setdiff1d(revealed.indices, revealed.new)
         if not len(past):
             return

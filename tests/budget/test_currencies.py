@@ -1,5 +1,6 @@
 """What else an allowance may be counted in, and the cap on what is stored."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_every_charge_is_adjusted_by_the_bytes_that_it_needs(go):
 def test_the_bytes_of_an_update_are_what_torch_holds_at_once(go):
     """Weights, gradients, momentum and what autograd saves: counted by hooks on a real update."""
     run = go("glyphs", "naive")
-    network, batch = run.parts.learner.network, 8
+    network, batch = copy.deepcopy(run.parts.learner.network), 8  # other tests look at the run, too
     network.train()
     kept = {}
 
