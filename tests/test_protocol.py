@@ -133,7 +133,7 @@ def test_the_other_blind_learners_answer_what_they_say(go):
 
 # One of each way to use a network; that the audit agrees is tested of every method in test_testing.py.
 AUDITED = (
-    "naive", "max_loss", "kmeans", "mir", "kd_mse", "prd", "derpp", "bias_correction", "gaussian_alignment", "rwalk",
+    "naive", "max_loss", "kmeans", "mir", "kd_mse", "prd", "derpp", "bias_correction", "slca", "rwalk",
     "weight_consolidation", "lora", "polrs", "fetril", "knn", "randumb", "last_label",
 )  # fmt: skip
 

@@ -106,7 +106,7 @@ def test_no_search_takes_more_trials_than_it_has_nor_one_twice(best, rates, knob
     assert len({json.dumps(settings, sort_keys=True) for settings in asked}) == len(asked)
     assert found.best.score == max(trial.score for trial in found.trials)
     ordered = sorted(rates)
-    if len(rates) > 1 and not knobs and all(above / below > 2 for below, above in zip(ordered, ordered[1:])):
+    if len(rates) > 1 and not knobs and all(above / below > 2 for below, above in itertools.pairwise(ordered)):
         assert len(asked) >= min(len(rates) + more, len(rates) + 1)
 
 
