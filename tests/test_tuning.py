@@ -1,5 +1,6 @@
 """Tuning: as many trials for each method, on seeds and data that are not reported, and its price beside its result."""
 
+import itertools
 import json
 import math
 from pathlib import Path

@@ -94,7 +94,7 @@ class Compute:
         self.prices, self.budget, self.reference, self.device = prices, budget, reference, device
         self.ranks = ranks
         self.placement = placement if placement is not None else Placement(device)
-        self.ledger = Ledger(budget.rest, budget.free)
+        self.ledger = Ledger(budget.rest, budget.free, budget.currency.unit)
         self.audit: Audit | None = None
         self.updates = 0
         self.reference_memory = 0  # bytes that the reference update of the last opened step needs at once

@@ -23,12 +23,12 @@ class Exhausted(Exception):
 
     Attributes:
         category: what the work would have been charged as.
-        price: its FLOPs.
-        remaining: the FLOPs that this category could still spend.
+        price: its FLOPs, or what else the allowance is counted in.
+        remaining: what this category could still spend.
     """
 
-    def __init__(self, category: str, price: int, remaining: int) -> None:
-        super().__init__(f"'{category}' costs {price:,} FLOPs and {remaining:,} are left")
+    def __init__(self, category: str, price: int, remaining: int, unit: str = "FLOPs") -> None:
+        super().__init__(f"'{category}' costs {price:,} {unit} and {remaining:,} are left")
         self.category, self.price, self.remaining = category, price, remaining
 
 
@@ -52,14 +52,15 @@ class Ledger:
             with the last batch), "carry" moves some of it to the next step.
         free: categories that are recorded but not charged, for uncharged controls. Not "train": a learner that trains
             until it is refused would never end.
+        unit: what the allowances are counted in, for messages.
 
     Raises:
         UserError: an unknown name; "train" among the free categories.
     """
 
-    def __init__(self, rest: str = "stop", free: Iterable[str] = ()) -> None:
+    def __init__(self, rest: str = "stop", free: Iterable[str] = (), unit: str = "FLOPs") -> None:
         one_of(RESTS, **{"budget.rest": rest})
-        self.rest, self.free = rest, tuple(free)
+        self.rest, self.free, self.unit = rest, tuple(free), unit
         for category in self.free:
             one_of(CATEGORIES, **{"budget.free": category})
         if "train" in self.free:
@@ -160,7 +161,7 @@ class Ledger:
         if need > self._available:
             category = charges[0][0]
             price = sum(cost for (name, _, _), cost in zip(charges, costs) if name not in self._unpaid)
-            raise Exhausted(category, price, price - need + self._available)
+            raise Exhausted(category, price, price - need + self._available, self.unit)
         if self._start is None and any(category == "train" for category, _, _ in charges):
             self._start = self._spent - sum(self._drawn.values())
         self._available -= need
@@ -196,7 +197,7 @@ class Ledger:
         if category in self._unpaid:
             return
         if flops > self._available:
-            raise Exhausted(category, flops, self._available)
+            raise Exhausted(category, flops, self._available, self.unit)
         self._reserved[category] = self._reserved.get(category, 0) + flops
         self._available -= flops
 
@@ -255,7 +256,7 @@ class Ledger:
         excess = max(0, flops - free)
         if excess and "predict" not in self._unpaid:
             if self._steps and self._debt + excess > self._allowance:
-                raise Exhausted("predict", excess, max(0, self._allowance - self._debt))
+                raise Exhausted("predict", excess, max(0, self._allowance - self._debt), self.unit)
             self._debt += excess
         row = self._book.setdefault(step, {}).setdefault(("predict", price_id), [0, 0, 0])
         row[0] += 1

@@ -131,7 +131,12 @@ class FrozenLearner:
         return low
 
     def _refuse(self, step: TimeStep, compute: Compute, kept: int) -> None:
-        """Refuse an allowance that does not pay for one image; where it carries over, only if it never will."""
+        """Refuse an allowance that does not pay for one image; where it carries over, only if it never will.
+
+        A step in which nothing was granted (a stream's delay) is waited through.
+        """
+        if compute.ledger.allowance == 0:
+            return
         price = self.features.price(compute) + self.classifier.price(1) + kept
         if compute.budget.rest != "carry" or price > compute.most:
             raise UserError(

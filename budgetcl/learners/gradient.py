@@ -398,9 +398,10 @@ def may_wait(refusal: Exhausted, step: TimeStep, compute: Compute) -> None:
     if compute.ledger.allowance == 0 or (carries and compute.updates):  # nothing was granted; or only the rest is lost
         return
     if not carries or refusal.price > compute.most:
+        most = f"{compute.most:,} {compute.ledger.unit}{' at most' if carries else ''}"
         raise UserError(
-            f"step {step.number}: the allowance of {compute.most:,} FLOPs{' at most' if carries else ''} does not pay "
-            f"for one update ({refusal}): raise budget.updates (or budget.flops), or lower learner.batch"
+            f"step {step.number}: the allowance of {most} does not pay for one update ({refusal}): "
+            "raise budget.updates (or budget.flops), or lower learner.batch"
             f"{'' if carries else ', or set budget.rest=carry'}"
         ) from None
 

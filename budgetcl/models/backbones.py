@@ -47,7 +47,8 @@ class SmallResNet(nn.Module):
 
     Args:
         channels: of the images; 1 or 3, say.
-        widths: channels of the blocks; each block after the first halves the resolution.
+        widths: channels of the blocks, 8 or more (torch 2.15 writes beyond a tensor's end in the backward of narrower
+            convolutions whose channels lie last, on some CPUs); each block after the first halves the resolution.
         pretrained: None for fresh weights; "glyphs" for the weights that ship with the package, pretrained on the
             first 1,000 characters of the atlas (scripts/pretrain_glyphs.py); or the path of a file of weights.
         mean: per channel, of pixels on the scale 0..1; one number for all, or one each.
@@ -76,7 +77,8 @@ class SmallResNet(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        at_least(1, channels=channels, **{f"widths[{i}]": width for i, width in enumerate(widths)})
+        at_least(1, channels=channels)
+        at_least(8, **{f"widths[{i}]": width for i, width in enumerate(widths)})
         if not widths:
             raise UserError("widths=() given; at least one width is expected")
         self.mean, self.std = per_channel("mean", mean, channels), per_channel("std", std, channels)

@@ -299,8 +299,7 @@ def find(paths: list[Path]) -> Iterator[Results]:
 
 def _stream_columns(stream: Stream) -> dict[str, Any]:
     step = np.full(len(stream.label), -1, np.int32)
-    for number in range(len(stream)):
-        step[stream.bounds[number] : stream.bounds[number + 1]] = number
+    step[stream.bounds[0] : stream.bounds[-1]] = np.repeat(np.arange(len(stream)), np.diff(stream.bounds))
     return {
         "index": np.arange(len(stream.label)),
         "label": stream.label,

@@ -134,7 +134,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"channels": 0}, {"widths": ()}, {"widths": (16, 0)}, {"mean": (0.5, 0.5)}, {"std": 0}]
+    "bad", [{"channels": 0}, {"widths": ()}, {"widths": (16, 0)}, {"widths": (4, 8)}, {"mean": (0.5, 0.5)}, {"std": 0}]
 )
 def test_bad_sizes_are_refused(bad):
     with pytest.raises(UserError, match="given"):

@@ -154,12 +154,6 @@ def test_small_sets_come_class_by_class(name, steps, tmp_path, picture):
     assert other.fingerprint() != stream.fingerprint()
 
 
-def test_the_first_step_of_cloc_reveals_a_batch():
-    """A batch holds no sample twice, and the prefix is not revealed."""
-    cfg = compose(["stream=cloc", "stream.path=cloc.parquet"])
-    assert cfg.learner.batch <= cfg.stream.chunk
-
-
 @pytest.mark.parametrize("name", [*PUBLISHED])
 def test_a_preset_sets_keys_that_a_table_has_and_names_its_table(name):
     text = (conf_folder() / "stream" / f"{name}.yaml").read_text(encoding="utf-8")
