@@ -52,7 +52,8 @@ def run_id(config: Mapping[str, Any]) -> str:
 
 def method_label(name: str, overrides: Sequence[str]) -> str:
     """Return what a row is called: the method's name, and what was changed about it."""
-    changes = [override for override in overrides if group_of(override) not in _NOT_THE_METHOD]
+    last = {override.partition("=")[0]: override for override in overrides}  # as hydra does
+    changes = [override for override in last.values() if group_of(override) not in _NOT_THE_METHOD]
     return f"{name}({','.join(changes)})" if changes else str(name)
 
 

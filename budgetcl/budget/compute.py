@@ -222,7 +222,8 @@ class Compute:
         """
         if self._free is not None:
             raise UserError("an update was asked for while predicting: learn in fit(); predict() may change nothing")
-        network.train()
+        if not network.training:  # setting it again would visit every module in every update
+            network.train()
         self.ranks.check(objective, network, self.device)
         drawn = len(batch)
         try:
