@@ -173,10 +173,15 @@ def _configurations(overrides: Sequence[str]) -> Iterator[DictConfig]:
         yield compose([*others, f"method={method}"])
 
 
-def estimate(cfg: DictConfig, method: str, seconds: float = _SECONDS, prices: Prices | None = None) -> Estimate:
-    """Simulate a configuration's protocol, for about so many seconds, and return what it would cost."""
-    parts = make_parts(cfg, prices=prices)
-    stream, learner, shape = parts.source.stream, parts.learner, parts.source.pixels.shape
+def rehearse(
+    cfg: DictConfig, seconds: float, prices: Prices | None = None, source: Source | None = None
+) -> tuple[Parts, Tally]:
+    """Simulate a configuration's protocol, two steps at least and for about so many seconds of the processor.
+
+    Raises:
+        UserError: what a step would be refused for.
+    """
+    parts = make_parts(cfg, source, prices)
     first: list[float] = []  # the first step pays for torch's own start-up
 
     def narrate(progress: Progress) -> None:
@@ -184,7 +189,19 @@ def estimate(cfg: DictConfig, method: str, seconds: float = _SECONDS, prices: Pr
         if first[-1] - first[0] > seconds:
             raise Enough
 
-    tally = simulate(parts, cfg.seed, cfg.query, narrate)
+    return parts, simulate(parts, cfg.seed, cfg.query, narrate)
+
+
+def estimate(
+    cfg: DictConfig,
+    method: str,
+    seconds: float = _SECONDS,
+    prices: Prices | None = None,
+    source: Source | None = None,
+) -> Estimate:
+    """Simulate a configuration's protocol, for about so many seconds, and return what it would cost."""
+    parts, tally = rehearse(cfg, seconds, prices, source)
+    stream, learner, shape = parts.source.stream, parts.learner, parts.source.pixels.shape
     done = len(tally.steps["updates"])
     scale = len(stream) / done
     images, flops = _work(tally.ledger, tally.prices)

@@ -1,27 +1,42 @@
-"""A run that would take more than an hour without a GPU says so before it begins, and how to make it shorter."""
+"""What a long run is told before it begins: its hours without a GPU, and what would be refused on its way."""
 
 from __future__ import annotations
 
 from omegaconf import DictConfig
 
 from budgetcl.assemble import Parts
-from budgetcl.dry_run import estimate
+from budgetcl.dry_run import estimate, rehearse
+from budgetcl.errors import UserError
 
 HOUR = 3600.0
 # Numbers of images (pictures x channels x height x width) that are trained on: any network gets through fewer in an
 # hour on any processor, so that small runs need not be estimated. ResNet-50 manages some 750,000 a second on a laptop.
 LIGHT = 1e9
+SECONDS = 1.0  # of the processor, for the simulation
 
 
 def warning(cfg: DictConfig, parts: Parts) -> str | None:
-    """Return what to say of a run that is estimated above an hour on a processor; None where there is nothing to say.
+    """Simulate a long run's first steps; return what to say of it, None where there is nothing to say.
 
-    The estimate is that of the dry run: simulated for a moment, at the speed of a real forward and backward here. It
-    knows nothing of how long pictures take to decode.
+    What its method cannot pay for in these steps is refused here, before anything is trained or written; a short run
+    finds out by itself. On a processor, the time is estimated as well, at the speed of a real forward and backward;
+    how long pictures take to decode it does not know.
+
+    Raises:
+        UserError: an allowance does not pay for what the method does beside training, or for an update.
     """
-    if parts.compute.device.type != "cpu" or _numbers(parts) < LIGHT:
+    if _numbers(parts) < LIGHT:
         return None
-    seconds = estimate(cfg, str(cfg.method.name), 0.3, parts.compute.prices).seconds
+    prices, source = parts.compute.prices, parts.source
+    try:
+        if parts.compute.device.type != "cpu":
+            rehearse(cfg, SECONDS, prices, source)
+            return None
+        seconds = estimate(cfg, str(cfg.method.name), SECONDS, prices, source).seconds
+    except UserError:
+        raise
+    except Exception as error:  # one's own component need not run on blank images
+        return f"what this run costs cannot be foreseen: {type(error).__name__}: {error}"
     if seconds < HOUR:
         return None
     budget = parts.compute.budget

@@ -5,6 +5,7 @@ import torch
 
 from budgetcl import foresight
 from budgetcl.budget.allowance import Budget
+from budgetcl.cli import main
 from budgetcl.foresight import LIGHT, warning
 
 
@@ -31,7 +32,7 @@ def estimated(monkeypatch):
     asked = []
 
     def hours(value):
-        def estimate(cfg, method, seconds, prices):
+        def estimate(cfg, method, seconds, prices, source):
             asked.append(method)
             return SimpleNamespace(seconds=3600 * value)
 
@@ -60,11 +61,33 @@ def test_a_run_of_less_than_an_hour_says_nothing(estimated):
     assert asked == ["naive"]
 
 
-def test_small_runs_and_runs_on_a_gpu_are_not_even_estimated(estimated):
-    asked = estimated(5)
+def test_small_runs_and_runs_on_a_gpu_are_not_even_estimated(estimated, monkeypatch):
+    asked, rehearsed = estimated(5), []
+    monkeypatch.setattr(foresight, "rehearse", lambda *given: rehearsed.append(given))
     assert warning(CFG, parts(samples=4000, passes=3)) is None
+    assert rehearsed == []
     assert warning(CFG, parts(**LARGE, device="cuda")) is None
+    assert len(rehearsed) == 1
     assert asked == []
+
+
+def test_what_a_long_run_cannot_pay_for_is_refused_before_anything_is_written(monkeypatch, tiny, tmp_path, capfd):
+    """The first allowances pay for five updates, the third one for none."""
+    monkeypatch.setattr(foresight, "LIGHT", 0)
+    overrides = tiny("glyphs", "kd_mse", "budget.updates=[5,5,0.1]").overrides
+    assert main(["run", *overrides, f"output={tmp_path}"]) == 2
+    assert "step 2: the allowance" in capfd.readouterr().err
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_a_component_that_does_not_run_on_blank_images_is_said_and_no_more(monkeypatch, tiny):
+    def fails(*given):
+        raise ZeroDivisionError("by design")
+
+    monkeypatch.setattr(foresight, "LIGHT", 0)
+    monkeypatch.setattr(foresight, "estimate", fails)
+    parts = tiny("glyphs", "naive")
+    assert "cannot be foreseen: ZeroDivisionError: by design" in warning(parts.cfg, parts)
 
 
 def test_every_kind_of_allowance_is_looked_at(estimated):
