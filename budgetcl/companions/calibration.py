@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,7 +97,7 @@ class WeightAligning(Calibration):
         self._known = state["known"]
 
 
-class HeldOut(Calibration):
+class HeldOut(Calibration, ABC):
     """Base of what is fitted on held-out samples: a share of every reveal, kept apart from the memory.
 
     Forward passes over them, and the fit, are reserved when a step opens ("calibrate"). At most ``samples`` of them are
@@ -131,8 +132,9 @@ class HeldOut(Calibration):
         """Return the FLOPs of looking at one sample and of the fit on it."""
         return place.price() + self._fit_price(place.network)
 
+    @abstractmethod
     def _fit_price(self, network: Network) -> int:
-        raise NotImplementedError
+        """Return the FLOPs of the fit, per sample."""
 
     def begin(self, place: Place) -> None:
         """Choose the samples to look at, and reserve what that will cost."""
@@ -160,8 +162,9 @@ class HeldOut(Calibration):
         flops = len(self._chosen) * self._fit_price(place.network)
         place.compute.work("calibrate", flops, lambda: self._fit(logits, y))
 
+    @abstractmethod
     def _fit(self, logits: Tensor, y: Tensor) -> None:
-        raise NotImplementedError
+        """Fit to logits (n, classes) and classes (n,)."""
 
     def state_dict(self) -> Mapping[str, Any]:
         """Return the held-out samples."""
@@ -296,7 +299,7 @@ class BiasCorrection(HeldOut):
         self._scale, self._shift = state["scale"].clone(), state["shift"].clone()
 
 
-class Exemplars(Calibration):
+class Exemplars(Calibration, ABC):
     """Base of what is fitted on features of the memory: at most ``samples`` of its rows, each class with equal shares.
 
     Forward passes over them, and the fit, are reserved when a step opens ("calibrate").
@@ -319,9 +322,9 @@ class Exemplars(Calibration):
         self._count = max(0, min(self.samples, len(place.memory), affordable))
         place.compute.reserve("calibrate", self._count * each + (fixed if self._count else 0))
 
+    @abstractmethod
     def _fit_price(self, network: Network) -> int:
         """Return the FLOPs of the fit, per sample."""
-        raise NotImplementedError
 
     def _fixed_price(self, network: Network) -> int:
         """Return the FLOPs of the fit, whatever the number of samples."""
@@ -335,8 +338,9 @@ class Exemplars(Calibration):
         flops = len(y) * self._fit_price(place.network) + self._fixed_price(place.network)
         place.compute.work("calibrate", flops, lambda: self._fit(place, features, y))
 
+    @abstractmethod
     def _fit(self, place: Place, features: Tensor, y: Tensor) -> None:
-        raise NotImplementedError
+        """Fit to features (n, d) and classes (n,)."""
 
     def _features(self, place: Place) -> tuple[Tensor, Tensor]:
         """Return features (n, d) and classes (n,) of exemplars, drawn evenly from the classes in memory."""
