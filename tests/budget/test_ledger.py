@@ -438,3 +438,10 @@ def test_a_charge_is_cheap() -> None:
             ledger.charge(charges)
         fastest = min(fastest, time.perf_counter() - started)
     assert fastest / 1000 < 15e-6  # about 0.6 us on an idle core
+
+
+def test_a_refusal_names_what_the_allowance_is_counted_in():
+    ledger = Ledger(unit="updates")
+    ledger.open(0, 2)
+    with pytest.raises(Exhausted, match="'train' costs 3 updates and 2 are left"):
+        ledger.reserve("train", 3)
