@@ -30,7 +30,7 @@ from budgetcl.streams.batch import Batch, Source
 from budgetcl.streams.stream import IntArray
 
 _KEPT = "__dynamo_disable"
-_SECONDS = 0.6  # of the processor, for all methods; longer streams are simulated in part, the rest is extrapolated
+_SECONDS = 0.3  # of the processor, for all methods; longer streams are simulated in part, the rest is extrapolated
 # A record's size: the most found on the embedded streams, in bytes per prediction, per sample, and of the rest.
 _BYTES_PER_ROW, _BYTES_PER_SAMPLE, _BYTES_PER_RECORD = 9, 14, 260_000
 

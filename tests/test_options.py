@@ -331,8 +331,8 @@ STREAMS = {
     },
     "table": {
         "size": 16, "channels": 1, "order": "data", "steps": 4, "chunk": 8, "shifts": [0, 16], "shift": 8, "test": 0.3,
-        "validation": 0.2, "prefix": 0.4, "occasions": 2, "evaluate": "validation", "augment": "crop", "seed": 9,
-        "resize": 40, "class_order": "classes.txt", "cut": "spans",
+        "validation": 0.2, "prefix": 0.4, "part": "prefix", "occasions": 2, "evaluate": "validation", "augment": "crop",
+        "seed": 9, "resize": 40, "class_order": "classes.txt", "cut": "spans",
     },
 }  # fmt: skip
 
@@ -465,6 +465,7 @@ def test_a_changed_key_of_a_stream_changes_the_stream(name, key, node):
         ("table", "cut"): {"chunk": None},
         ("table", "class_order"): {"order": "class", "chunk": None, "shifts": None, "shift": None},
         ("table", "evaluate"): {"validation": 0.1},
+        ("table", "part"): {"shifts": None, "shift": 8},
         ("table", "seed"): {"order": "data", "chunk": None, "steps": 3, "shifts": [], "shift": None},
     }.get((name, key), {})
     base = OmegaConf.merge(node(name), before)

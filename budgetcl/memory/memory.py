@@ -13,6 +13,7 @@ from budgetcl.errors import UserError, at_least
 from budgetcl.streams.stream import IntArray
 
 _NONE: IntArray = np.empty(0, np.int64)
+_COLUMN = np.int32  # half the bytes, and two thousand million samples; labels stay as torch's losses want them
 _DTYPE = {"logits": torch.float16}  # of stored tensors; others are float32
 
 
@@ -57,9 +58,9 @@ class Memory:
     def _clear(self) -> None:
         self._size = 0
         self.new = 0
-        self._index = np.empty(1024, np.int64)
+        self._index = np.empty(1024, _COLUMN)
         self._label = np.empty(1024, np.int64)
-        self._used = np.empty(1024, np.int64)
+        self._used = np.empty(1024, _COLUMN)
         # Rows of each class, in the same growing columns: class-wise draws are gathers, whatever the memory's size.
         self._rows_of: list[np.ndarray] = []
         self._counts = np.empty(0, np.int64)
@@ -74,13 +75,18 @@ class Memory:
         Args:
             index: (n,) their indices in the stream.
             label: (n,) their classes, numbered in the order of reveal.
+
+        Raises:
+            UserError: more samples than a column can number.
         """
         n = len(index)
         end = self._size + n
+        if n and index.max() > np.iinfo(_COLUMN).max:
+            raise UserError(f"sample {index.max():,} given; a memory numbers samples up to {np.iinfo(_COLUMN).max:,}")
         if end > len(self._index):
             capacity = max(end, 2 * len(self._index))
             self._index, self._label, self._used = (
-                np.concatenate([column[: self._size], np.empty(capacity - self._size, np.int64)])
+                np.concatenate([column[: self._size], np.empty(capacity - self._size, column.dtype)])
                 for column in (self._index, self._label, self._used)
             )
         rows = np.arange(self._size, end)
@@ -93,13 +99,13 @@ class Memory:
         present, starts = np.unique(label[order], return_index=True)
         if len(present) and present[-1] >= len(self._counts):
             grown = int(present[-1]) + 1
-            self._rows_of += [np.empty(4, np.int64) for _ in range(grown - len(self._counts))]
+            self._rows_of += [np.empty(4, _COLUMN) for _ in range(grown - len(self._counts))]
             self._counts = np.concatenate([self._counts, np.zeros(grown - len(self._counts), np.int64)])
         for c, members in zip(present.tolist(), np.split(rows[order], starts[1:])):
             count = int(self._counts[c])
             column = self._rows_of[c]
             if count + len(members) > len(column):
-                column = np.concatenate([column[:count], np.empty(count + 2 * len(members), np.int64)])
+                column = np.concatenate([column[:count], np.empty(count + 2 * len(members), _COLUMN)])
                 self._rows_of[c] = column
             column[count : count + len(members)] = members
             self._counts[c] += len(members)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from budgetcl.errors import UserError
 
-IntArray = NDArray[np.int64]
+IntArray = NDArray[np.signedinteger[Any]]
 _PART = 1 << 20  # samples looked at together, so that a long stream takes no more memory than a short one
 
 # The sets a sample can belong to. STREAM rows are revealed step by step, PRETRAIN rows before the first step; PREFIX

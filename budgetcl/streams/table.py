@@ -37,6 +37,7 @@ from budgetcl.streams.stream import (
 
 CHUNK = 16  # the default shifts are multiples of it
 OCCASIONS = 10
+_LEFT_OUT = -1  # of a stream of the prefix: the code of what is later
 LONGEST_PAST = 1 << 18  # of the prefix, its last labels, on which S and k are chosen
 
 
@@ -54,6 +55,7 @@ class _Plan:
     test: float
     validation: float
     prefix: float
+    part: str
     evaluate: str
     seed: int
 
@@ -83,6 +85,7 @@ def table(
     test: float = 0.1,
     validation: float = 0.0,
     prefix: float = 0.2,
+    part: str = "stream",
     occasions: int | None = None,
     evaluate: str = "test",
     augment: str = "none",
@@ -138,6 +141,8 @@ def table(
         test: the held-out share.
         validation: the share held out for tuning.
         prefix: the share of the train rows on which S and k are chosen; only where samples are predicted ahead.
+        part: "stream"; or "prefix", which streams the prefix itself, for tuning, in steps about as large as the
+            stream's. Nothing is held out then: held-out samples are later.
         occasions: how often the held-out samples are due; None: after each step, at most 10 times.
         evaluate: "test" or "validation", the samples held out.
         augment: "none", "crop", "crop_flip" or "random_resized_crop", in training.
@@ -156,6 +161,7 @@ def table(
     at_least(0, seed=seed, memory=memory)
     between(0, 0.9, test=test, validation=validation, prefix=prefix)
     one_of(("test", "validation"), evaluate=evaluate)
+    one_of(("stream", "prefix"), part=part)
     one_of(("counts", "spans"), cut=cut)
     if steps is not None and chunk is not None:
         raise UserError(f"steps={steps} and chunk={chunk} given; only one of them cuts the stream: set one to null")
@@ -165,7 +171,7 @@ def table(
     rows = read(path, root, cache)
     classes = None if class_order is None else tuple(labels_in(class_order))
     plan = _checked(
-        rows, _Plan(order, classes, steps, chunk, cut, shifts, shift, test, validation, prefix, evaluate, seed)
+        rows, _Plan(order, classes, steps, chunk, cut, shifts, shift, test, validation, prefix, part, evaluate, seed)
     )
     home = rows.home and rows.home / f"stream-{hash_of(plan)}"
     columns, facts = kept(home, lambda columns: _fill(columns, rows, plan))
@@ -234,13 +240,18 @@ def _fill(columns: Columns, rows: Rows, plan: _Plan) -> dict[str, Any]:
     if len(streamed) < 2:
         raise UserError(f"{rows.given}: {len(streamed)} rows are left to stream; at least 2 are expected")
     notes = _never_learned(rows, sets)
+    steps = plan.steps
+    if plan.part == "prefix":
+        sets, whole = _only_the_prefix(rows, sets, plan), len(streamed)
+        streamed = rows_where(sets == SETS.index(STREAM))
+        steps = min(max(2, round((steps or STEPS) * len(streamed) / whole)), len(streamed))
     streamed, bounds = arranged(
-        rows, streamed, str(plan.order), plan.steps, plan.chunk, plan.cut, plan.classes, plan.seed
+        rows, streamed, str(plan.order), None if plan.chunk else steps, plan.chunk, plan.cut, plan.classes, plan.seed
     )
-    if plan.cut == "spans" and len(bounds) - 1 < (plan.steps or STEPS):
+    if plan.cut == "spans" and len(bounds) - 1 < (steps or STEPS):
         notes.append(f"{len(bounds) - 1} time steps: the other spans hold no sample and joined the next one")
     heldout = _shown(sets, plan)
-    n, rest = len(streamed), rows_where(sets != SETS.index(STREAM))
+    n, rest = len(streamed), rows_where((sets != SETS.index(STREAM)) & (sets != _LEFT_OUT))
     place = rows.time if plan.timed else rows.order
     if place is not None:
         rest = sorted_by(place, rest)
@@ -258,7 +269,7 @@ def _fill(columns: Columns, rows: Rows, plan: _Plan) -> dict[str, Any]:
     label, sets = columns["label"], columns["set"]
     if RETENTION in heldout:
         _retake(columns, n)
-    past = _past(label, sets)
+    past = _past(label, sets) if plan.part == "stream" else label[max(0, n - LONGEST_PAST) : n]
     size = int(np.diff(bounds).max())
     shifts = _shifts(plan, n)
     # On the learner's clock, where the past is long enough to show it; sample by sample can only make S larger.
@@ -273,6 +284,24 @@ def _fill(columns: Columns, rows: Rows, plan: _Plan) -> dict[str, Any]:
         "digest": _digest(columns),
         "paths": rows.paths.ordered(columns["row"]).digest(),
     }
+
+
+def _only_the_prefix(rows: Rows, sets: NDArray[np.int8], plan: _Plan) -> NDArray[np.int8]:
+    """Return the sets of a stream of the prefix, or where there is none of the pretraining rows; the rest is left out.
+
+    Pretraining rows before a prefix stay what they are.
+    """
+    pretrain, prefix = (sets == SETS.index(name) for name in (PRETRAIN, PREFIX))
+    past = prefix if prefix.any() else pretrain
+    if not plan.ahead or past.sum() < 2:
+        raise UserError(
+            f"part=prefix given; {rows.given} has {past.sum() if plan.ahead else 'no'} rows of a prefix with "
+            f"order={plan.order}, prefix={plan.prefix}: a prefix is the past of a stream that is predicted ahead. Set "
+            "order=time and a larger prefix; in other orders tune on stream.evaluate=validation"
+        )
+    sets = np.where(pretrain, sets, np.int8(_LEFT_OUT))
+    sets[past] = SETS.index(STREAM)
+    return sets
 
 
 def _earliness(rows: Rows, plan: _Plan) -> NDArray[Any] | None:

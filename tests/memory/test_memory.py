@@ -138,7 +138,7 @@ def equal(one, other):
     assert one.keys() == other.keys()
     assert one["stored"].keys() == other["stored"].keys()
     for name in ("index", "label", "used"):
-        assert one[name].dtype == other[name].dtype == np.int64
+        assert one[name].dtype == other[name].dtype
         assert np.array_equal(one[name], other[name])
     for name, (tensor, widths) in one["stored"].items():
         assert tensor.dtype == other["stored"][name][0].dtype
@@ -237,3 +237,11 @@ def test_a_memory_that_forgets_a_class_knows_it_again_when_it_comes_back():
 def test_a_capacity_and_what_it_keeps_come_together(settings, message):
     with pytest.raises(UserError, match=message):
         Memory(**settings)
+
+
+def test_a_sample_beyond_what_a_column_can_number_is_refused():
+    memory = Memory()
+    memory.add(np.array([2**31 - 1]), np.array([0]))
+    assert memory.index.tolist() == [2**31 - 1]
+    with pytest.raises(UserError, match="2,147,483,648 given"):
+        memory.add(np.array([2**31]), np.array([0]))

@@ -89,6 +89,31 @@ def test_the_prefix_is_the_earliest_part_and_held_out_samples_come_after_it(tmp_
         assert stream.origin[row] == (earlier[-1] if len(earlier) else 0)
 
 
+def test_the_prefix_itself_can_be_streamed_without_anything_later(tmp_path):
+    path = saved(tmp_path, rows(4000, label=bursty(4000, 8), time=np.random.default_rng(1).permutation(4000)))
+    whole, early = table(path), table(path, part="prefix")
+    past = whole.stream.rows(PREFIX)
+    assert early.stream.samples == len(early.stream.label) == len(past) == 800
+    np.testing.assert_array_equal(early.stream.time, np.sort(whole.stream.time[past]))
+    assert set(order_of(early)).isdisjoint(order_of(whole)[: whole.stream.samples])
+    assert (early.stream.shift, early.stream.window) == (whole.stream.shift, whole.stream.window)
+    # Steps are about as large: 10 of 2,880 samples, 3 of 800.
+    assert (len(whole.stream), len(early.stream)) == (10, 3)
+    assert len(table(path, part="prefix", chunk=80).stream) == 10
+    assert whole.stream.fingerprint() != early.stream.fingerprint()
+
+
+def test_where_pretraining_rows_are_the_past_they_are_streamed_as_the_prefix(tmp_path):
+    split = ["pretrain"] * 60 + ["train"] * 140
+    path = saved(tmp_path, rows(200, time=range(200), split=split))
+    early = table(path, part="prefix", shift=8).stream
+    np.testing.assert_array_equal(early.time, np.arange(60))
+    named = saved(tmp_path, rows(200, time=range(200), split=["pretrain"] * 20 + ["prefix"] * 40 + ["train"] * 140))
+    early = table(named, part="prefix", shift=8).stream
+    np.testing.assert_array_equal(early.time[: early.samples], np.arange(20, 60))
+    np.testing.assert_array_equal(early.time[early.rows(PRETRAIN)], np.arange(20))
+
+
 def test_held_out_samples_are_drawn_class_by_class_and_the_same_for_every_seed(tmp_path):
     path = saved(tmp_path, rows(1000, classes=10))
     first, second = table(path, test=0.2, validation=0.1, seed=0), table(path, test=0.2, validation=0.1, seed=1)
@@ -426,6 +451,9 @@ HEAD = "path,label,time,split\n"
         ("path,label\na.png,x\nb.png,y\n", {"test": 0.6, "validation": 0.6}, "together at most 0.9"),
         ("path,label\na.png,x\nb.png,y\n", {"test": 1.5}, "test=1.5 given"),
         ("path,label\na.png,x\nb.png,y\n", {"evaluate": "validation"}, "has no validation rows"),
+        ("path,label\na.png,x\nb.png,y\n", {"part": "prefix"}, "has no rows of a prefix with order=data"),
+        ("path,label,time\na.png,x,1\nb.png,y,2\n", {"part": "prefix"}, "has 0 rows of a prefix with order=time"),
+        ("path,label\na.png,x\nb.png,y\n", {"part": "prefx"}, "part='prefx' given; did you mean"),
         ("path,label\na.png,x\nb.png,y\n", {"cut": "spans"}, "cut=spans given; equal spans of time are cut"),
         ("path,label\na.png,x\nb.png,y\n", {"cut": "span"}, "cut='span' given; did you mean"),
         ("path,label\na.png,x\nb.png,y\n", {"class_order": "x"}, "class_order='x' given; a text file"),
