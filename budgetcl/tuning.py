@@ -4,6 +4,10 @@ Phase 1 tries the learning rates, the same for all, with a method's own knobs as
 the trials: it tries the method's knobs one after another, each at the best found so far, and then learning rates around
 the best one. So a method with many knobs has them at the price of a coarser rate, and the other way round.
 
+Chosen is the smallest rate within one standard error of the best score (the rule of Breiman et al., Classification and
+Regression Trees, 1984; here of the differences, paired by seed): the best of a short search often lies at the edge of
+what still learns, and beyond it where a run is longer.
+
 It is tuned on seeds and data that no reported number comes from. What it cost is part of its result.
 """
 
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,13 +67,22 @@ class Trial:
         mean = math.fsum(run.score for run in self.runs) / len(self.runs) if self.runs and not self.failed else math.nan
         return mean if math.isfinite(mean) else -math.inf
 
+    def near(self, best: Trial) -> bool:
+        """Whether its score is within one standard error of another's: of their difference, paired by seed."""
+        if self.score == -math.inf:
+            return False
+        differences = [other.score - mine.score for mine, other in zip(self.runs, best.runs)]
+        error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
+        return best.score - self.score <= error
+
 
 @dataclass(frozen=True)
 class Tuned:
     """What a search found.
 
     Attributes:
-        best: the trial with the highest score, the earliest of equal ones.
+        best: of the trials within one standard error of the highest score the one with the smallest rate, the earliest
+            of equal ones.
         trials: all of them, in their order.
         edges: keys whose best value is the smallest or the largest that was tried: a wider grid may have better ones.
         left_out: "key=value" of the grids, for which there was no trial left.
@@ -125,7 +139,14 @@ def search(
             break
     if best().score == -math.inf:
         raise UserError(f"no trial has a score: {best().failed or 'the metric is no number'}")
-    return Tuned(best(), tuple(tried.values()), _edges(best(), list(tried.values()), grids), tuple(left_out))
+    chosen = _chosen(list(tried.values()))
+    return Tuned(chosen, tuple(tried.values()), _edges(chosen, list(tried.values()), grids), tuple(left_out))
+
+
+def _chosen(trials: Sequence[Trial]) -> Trial:
+    """Return the trial of the smallest rate within one standard error of the highest score."""
+    best = max(trials, key=lambda trial: trial.score)
+    return min((trial for trial in trials if trial.near(best)), key=lambda trial: trial.settings.get(RATE, 0.0))
 
 
 def _around(best: Trial, trials: Sequence[Trial]) -> list[float]:

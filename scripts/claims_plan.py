@@ -9,7 +9,7 @@ from pathlib import Path
 
 from budgetcl.configuration import conf_folder
 
-FIRST_SEEDS, MORE_SEEDS, TUNING_SEEDS = (0, 1, 2), (3, 4), (100, 101)
+FIRST_SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
 
 
 @dataclass(frozen=True)
@@ -156,27 +156,10 @@ def jobs_of(claim: str, seeds: Sequence[int]) -> list[Job]:
     raise SystemExit(f"no such claim: {claim}; one of {', '.join((*CLAIMS, *APART))} is expected")
 
 
-def tuning_jobs() -> list[Job]:
-    """Return naive training at several rates, on the tuning seeds and on data kept for tuning."""
-    found = []
-    validation = (*AT_C.overrides, "stream.evaluate=validation")
-    prefix = (*STREAMED[1, 48, 0].overrides, "stream.part=prefix")
-    for base, name, momentum, rates in (
-        (validation, "glyphs", None, (0.03, 0.1, 0.2, 0.4)),
-        (prefix, "uploads", None, (0.01, 0.03, 0.1, 0.3)),
-        (prefix, "uploads-momentum", 0.9, (0.001, 0.003, 0.01, 0.03)),
-    ):
-        for rate in rates:
-            extra = (f"optimiser.lr={rate}", *([f"optimiser.momentum={momentum}"] if momentum else []))
-            setting = Setting(f"tuning-{name}-{rate}", (*base, *extra), 6)
-            found += [Job(setting, "naive", seed) for seed in TUNING_SEEDS]
-    return found
-
-
 CLAIMS = (
     "methods", "price", "backbone", "budget", "online", "backbone-4", "steps", "large", "momentum", "neighbours",
 )  # fmt: skip
-APART = ("unlimited", "tuning")
+APART = ("unlimited",)
 
 
 # Without these a claim says nothing; they come first.
@@ -194,12 +177,10 @@ CORE = {
 
 def planned(chosen: Sequence[str]) -> list[Job]:
     """Return all runs, each once, in the order in which they are made."""
-    claims = [claim for claim in chosen if claim != "tuning"]
     first, more = (
-        [(claim, job) for claim in claims for job in jobs_of(claim, seeds)] for seeds in (FIRST_SEEDS, MORE_SEEDS)
+        [(claim, job) for claim in chosen for job in jobs_of(claim, seeds)] for seeds in (FIRST_SEEDS, MORE_SEEDS)
     )
     core = [
         job for claim, job in first + more if job.method in CORE.get(claim, ()) and job.control != "same_updates"
     ]  # fmt: skip
-    tuning = tuning_jobs() if "tuning" in chosen else []
-    return list(dict.fromkeys([*tuning, *core, *(job for _, job in first + more)]))
+    return list(dict.fromkeys([*core, *(job for _, job in first + more)]))

@@ -1,12 +1,12 @@
 """Measure the claims of both papers on the embedded streams, and write docs/claims.md with its plots.
 
     python scripts/reproduce_claims.py                       # all claims: says how long first, goes on where it stopped
-    python scripts/reproduce_claims.py --only price budget    # some; tuning and unlimited only when asked for
+    python scripts/reproduce_claims.py --only price budget    # some; the unlimited line only when asked for
     python scripts/reproduce_claims.py --write                # docs/claims.md from what there is, without a run
 
 Runs go to outputs/claims, one folder for each stream and budget; finished ones are not made again. The methods that a
 claim rests on come first, and of these seeds 0-2, so that stopping early costs seeds, not claims. What is measured
-stands in claims_plan.py; what it shows is worked out in claims_report.py.
+stands in claims_plan.py; what it shows is worked out in claims_report.py. Tuning is apart: tune_methods.py.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from claims_plan import AT_C, STREAMED, TRAINED, TUNING_SEEDS
+from claims_plan import AT_C, STREAMED, TRAINED
 from omegaconf import OmegaConf
 
 from budgetcl.configuration import conf_folder
@@ -28,7 +28,7 @@ from budgetcl.configuration import conf_folder
 ROOT = Path(__file__).parent.parent
 OUTPUT = Path("outputs/tuning")
 PAGE = ROOT / "docs" / "tuning.md"
-RATES, TRIALS = "0.01,0.03,0.1,0.3", 7
+RATES, TRIALS, SEEDS = "0.01,0.03,0.1,0.3", 7, (100, 101)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Search:
 
     def command(self, methods: str) -> list[str]:
         """Return the arguments of `budgetcl` for some methods."""
-        seeds = ",".join(map(str, TUNING_SEEDS))
+        seeds = ",".join(map(str, SEEDS))
         return ["tune", *self.overrides, f"trials={TRIALS}", f"seeds={seeds}", f"rates={RATES}", f"method={methods}"]
 
     def found(self) -> list[Mapping[str, Any]]:
@@ -124,12 +124,13 @@ def page() -> str:
 
 Written by `python scripts/tune_methods.py`, which also makes the runs; do not edit.
 
-Every method has {TRIALS} trials on the tuning seeds {" and ".join(map(str, TUNING_SEEDS))}: the learning rates {RATES},
+Every method has {TRIALS} trials on the tuning seeds {" and ".join(map(str, SEEDS))}: the learning rates {RATES},
 then its own settings (`method.tune` in its yaml), one after another, then rates around the best. A method without
-settings of its own has more trials for rates; one without a rate has only its settings. What was chosen is the default:
-rates in `conf/stream/`, other settings in `conf/method/`. *At an edge*: the best value is the smallest or the largest
-that was tried. No reported seed, and nothing that a reported number comes from, was looked at. The FLOPs of tuning come
-on top of a method's own.
+settings of its own has more trials for rates; one without a rate has only its settings. Chosen is the smallest rate
+within one standard error of the best score. What was chosen is the default: rates in `conf/stream/`, other settings in
+`conf/method/`. *At an edge*: the value is the smallest or the largest that was tried. A rate of 0.001 or less says that
+a method does best here by hardly learning. No reported seed, and nothing that a reported number comes from, was looked
+at. The FLOPs of tuning come on top of a method's own.
 """.splitlines()
     for search in SEARCHES:
         lines += ["", f"## `{search.stream}`", "", f"{search.measured[0].upper()}{search.measured[1:]}.", "", "```"]

@@ -56,6 +56,29 @@ def test_a_best_rate_at_the_edge_is_followed_and_flagged():
     assert found.edges == (RATE,)
 
 
+def test_of_scores_that_the_seeds_do_not_tell_apart_the_smallest_rate_is_chosen():
+    # Differences to the best, 0.1: at 0.03 -0.01 and 0.03, mean 0.01, standard error 0.02; at 0.01 0.02 and 0.03, mean
+    # 0.025, standard error 0.005.
+    scores = {0.01: (0.68, 0.67), 0.03: (0.71, 0.67), 0.1: (0.70, 0.70), 0.3: (0.70, 0.60)}
+
+    def attempt(settings):
+        return Trial(settings, tuple(Scored(100 + i, score, 1, 1) for i, score in enumerate(scores[settings[RATE]])))
+
+    assert search({RATE: GRID}, {}, 4, attempt).best.settings == {RATE: 0.03}
+    scores[0.03] = (0.69, 0.68)  # mean 0.015, standard error 0.005
+    assert search({RATE: GRID}, {}, 4, attempt).best.settings == {RATE: 0.1}
+
+
+def test_of_knobs_that_the_seeds_do_not_tell_apart_the_first_is_chosen():
+    scores = {1: (0.7, 0.5), 2: (0.6, 0.65), 3: (0.9, 0.9)}
+
+    def attempt(settings):
+        return Trial(settings, tuple(Scored(100 + i, score, 1, 1) for i, score in enumerate(scores[settings["knob"]])))
+
+    assert search({"knob": [1, 2]}, {"knob": 1}, 4, attempt).best.settings == {"knob": 1}
+    assert search({"knob": [1, 2, 3]}, {"knob": 1}, 4, attempt).best.settings == {"knob": 3}
+
+
 def test_knobs_are_searched_inside_the_number_one_at_the_best_of_the_others():
     asked = []
     grids = {RATE: GRID, "a": (1, 2, 3), "b": (10, 20)}
@@ -155,13 +178,14 @@ def test_the_entry_sums_the_flops_of_all_trials(tuned):
     assert len(entry["runs"]) == 6
 
 
-def test_the_best_setting_has_the_highest_mean_over_seeds(tuned):
+def test_the_chosen_setting_has_its_mean_over_seeds_and_is_among_the_best(tuned):
     entry = entries(tuned)["kd_mse"]
     means = {}
     for run in entry["runs"]:
         means.setdefault(json.dumps(run["settings"]), []).append(run["score"])
     means = {settings: sum(scores) / len(scores) for settings, scores in means.items()}
-    assert means[json.dumps(entry["settings"])] == max(means.values()) == pytest.approx(entry["score"])
+    assert means[json.dumps(entry["settings"])] == pytest.approx(entry["score"])
+    assert means[json.dumps(entry["settings"])] > sorted(means.values())[len(means) // 2]
     chosen = compose([*SETTINGS, "method=kd_mse", *entry["overrides"]])
     assert chosen.optimiser.lr == entry["settings"]["optimiser.lr"]
     assert chosen.objective.weight == entry["settings"]["objective.weight"]

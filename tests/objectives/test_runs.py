@@ -15,7 +15,7 @@ def weights(run):
 @pytest.mark.parametrize("method", sorted(CONTROLS))
 def test_an_objective_has_an_effect_beside_the_same_draws(go, method):
     """On as many updates, so that it is the loss that tells, not its price."""
-    settings = ("budget.updates=5.9", "budget.free=[teacher]", "head=linear")
+    settings = ("budget.updates=5.9", "budget.free=[teacher]", "head=linear", "optimiser.lr=0.03")
     one, other = (go("glyphs", name, *settings) for name in (method, CONTROLS[method]))
     assert one.steps["updates"].tolist() == other.steps["updates"].tolist() == [5, 5, 5]
     assert (weights(one) - weights(other)).abs().max() > 1e-5

@@ -39,8 +39,8 @@ def test_each_run_is_planned_once_and_what_a_claim_rests_on_first(claims):
     places = {job.key: place for place, job in enumerate(jobs)}
     rests_on, other = (plan.Job(plan.AT_C, method, 4).key for method in ("herding", "polrs"))
     assert places[*plan.Job(plan.AT_C, "herding", 2).key] < places[*rests_on] < places[*other]
-    assert not {"tuning", "unlimited"} & {job.control or job.setting.name.split("-")[0] for job in jobs}
-    assert {job.seed for job in plan.planned(["tuning"])} == set(plan.TUNING_SEEDS)
+    assert "unlimited" not in {job.control for job in jobs}
+    assert {job.control for job in plan.planned(["unlimited"])} == {"unlimited"}
 
 
 def test_other_settings_lie_in_another_folder(claims):
