@@ -81,10 +81,10 @@ def composed(overrides):
 _chosen = cache(compose)
 
 
-@pytest.fixture(scope="session", name="composed")
-def composed_():
-    """What composes configurations, as a fixture for tests in other folders."""
-    return composed
+@pytest.fixture(scope="session")
+def as_it_ships():
+    """(*choices of groups) -> the configuration, as nobody changed it; for reading."""
+    return lambda *choices: _chosen(choices)
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,7 @@ def test_list_names_the_groups_and_their_choices(capfd, tmp_path):
 )
 def test_price_says_what_a_real_run_then_spends(go, tiny, stream, method):
     run = go(stream, method)
-    said = estimate(tiny(stream, method).cfg, method)
+    said = estimate(tiny(stream, method).cfg, method, seconds=60)
     assert said.updates == (run.steps["updates"].min(), run.steps["updates"].max())
     assert said.simulated == (len(run.steps["updates"]),) * 2
     assert said.total == run.ledger["flops"].sum()

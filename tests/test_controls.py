@@ -6,7 +6,7 @@ import math
 import pytest
 
 from budgetcl.cli import main
-from budgetcl.configuration import plain, run_id
+from budgetcl.configuration import compose, plain, run_id
 from budgetcl.controls import plan, prepared
 from budgetcl.errors import UserError
 from budgetcl.records.record import find
@@ -61,9 +61,9 @@ def test_naive_makes_exactly_the_updates_that_the_method_makes(go, made, method,
 
 
 def test_with_the_updates_of_a_method_it_is_naive_training_on_so_many_to_the_bit(go, made, same):
-    _, kept, _ = made("kd_mse", "same_updates")
+    _, kept, _ = made("kd_mse", "same_updates", "optimiser.lr=0.05")
     assert kept.steps["updates"].tolist() == [2, 2, 2]
-    plainly = go("glyphs", "naive", "budget.updates=2")
+    plainly = go("glyphs", "naive", "budget.updates=2", "optimiser.lr=0.05")
     same(kept.predictions, plainly.predictions)
     assert kept.category("train", "flops") == plainly.category("train", "flops")
 
@@ -74,6 +74,12 @@ def test_the_number_holds_whatever_an_update_costs(go, made):
     theirs = go("glyphs", "kd_mse", "learner.batch=2").steps["updates"].tolist()
     assert kept.steps["updates"].tolist() == theirs
     assert min(theirs) > 4
+
+
+def test_naive_learns_at_its_own_rate_and_not_at_the_methods(asked):
+    ships = compose(["stream=glyphs", "method=kd_kl"])
+    cfg, _, _ = prepared(*asked("kd_kl", "same_updates"))
+    assert cfg.optimiser.lr == ships.rates.default != ships.optimiser.lr
 
 
 def test_naive_keeps_what_was_set_beside_the_method_and_drops_what_is_the_methods(asked):

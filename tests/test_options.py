@@ -67,7 +67,7 @@ TRAINED = {
     "part/norm_only": {},
     "part/hft": {},
     "part/fpf": {
-        "every": ("glyphs", "fpf", (), "part.every=3"),
+        "every": ("glyphs", "fpf", (), "part.every=2"),
         "modules": ("glyphs", "fpf", (), "part.modules=[stem.*]"),
     },
     "part/lora": {
@@ -182,16 +182,16 @@ TRAINED |= {
     "objective/bce_distillation": {"weight": ("glyphs", "kd_bce", (), "objective.weight=0.5")},
     "objective/kl_distillation": {
         "weight": ("glyphs", "kd_kl", (), "objective.weight=0.5"),
-        "temperature": ("glyphs", "kd_kl", (), "objective.temperature=4"),
+        "temperature": ("glyphs", "kd_kl", (), "objective.temperature=8"),
     },
     "objective/cosine_distillation": {
         "weight": ("glyphs", "kd_cosine", (), "objective.weight=0.9"),
         "of": ("glyphs", "kd_cosine", (), "objective.of=logits"),
     },
     "objective/feature_distillation": {"weight": ("glyphs", "kd_feature", (), "objective.weight=0.1")},
-    "objective/der": {"alpha": ("glyphs", "der", (), "objective.alpha=1.0")},
+    "objective/der": {"alpha": ("glyphs", "der", (), "objective.alpha=0.3")},
     "objective/derpp": {
-        "alpha": ("glyphs", "derpp", (), "objective.alpha=1.0"),
+        "alpha": ("glyphs", "derpp", (), "objective.alpha=0.3"),
         "beta": ("glyphs", "derpp", (), "objective.beta=1.0"),
     },
     "objective/ace": {},

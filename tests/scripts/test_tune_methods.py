@@ -8,6 +8,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from budgetcl.configuration import compose
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -62,18 +64,17 @@ def chosen():
                     yield section.split("`")[1], cells[1], key, yaml.safe_load(value)
 
 
-def test_the_configuration_holds_what_tuning_chose(composed):
+def test_the_configuration_holds_what_tuning_chose(as_it_ships):
     choices = list(chosen())
     assert {stream for stream, *_ in choices} == {"glyphs", "uploads"}
     assert len({method for _, method, *_ in choices}) > 50
     for stream, method, key, value in choices:
-        cfg = composed((f"stream={stream}", f"method={method}"))
+        cfg = as_it_ships(f"stream={stream}", f"method={method}")
         assert OmegaConf.select(cfg, key) == value, (stream, method, key)
 
 
-def test_a_stream_has_a_rate_for_methods_that_were_not_tuned_and_an_override_has_the_last_word(composed):
-    for stream in ("glyphs", "uploads"):
-        rates = composed((f"stream={stream}", "method=naive")).rates
-        cfg = composed((f"stream={stream}", "method=naive", "method.name=mine"))
-        assert cfg.optimiser.lr == rates.default
-        assert composed((f"stream={stream}", "method=naive", "optimiser.lr=0.5")).optimiser.lr == 0.5
+@pytest.mark.parametrize("stream", ["glyphs", "uploads"])
+def test_a_stream_has_a_rate_for_methods_that_were_not_tuned_and_an_override_has_the_last_word(stream):
+    cfg = compose([f"stream={stream}", "method.name=mine"])
+    assert cfg.optimiser.lr == cfg.rates.default
+    assert compose([f"stream={stream}", "optimiser.lr=0.5"]).optimiser.lr == 0.5
