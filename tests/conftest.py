@@ -70,7 +70,8 @@ def composed(overrides):
     choices = tuple(override for override in overrides if override.split("=")[0] in groups)
     cfg = copy.deepcopy(_chosen(choices))
     if "rates" in cfg:
-        cfg.rates = {"default": 0.1}  # one rate, so that methods differ by what they are
+        # One rate, so that methods differ by what they are; but these, which it would throw off in batches so small.
+        cfg.rates = {"default": 0.1, "kd_mse": 0.03, "kd_ema": 0.03}
     for override in overrides:
         if override not in choices:
             key, value = override.split("=", 1)
