@@ -356,7 +356,7 @@ def price(measured: Measured) -> Claim:
     )  # fmt: skip
     why = (
         f"surely below naive: {_listed(losing)}; of these no longer so when only training is charged: "
-        f"{_listed(by_price)}; the others are below it even then, by their idea or untuned"
+        f"{_listed(by_price)}; the others are below it even then, by their idea"
     )
     why = why if cells else "runs are missing"
     save("claims_price", _dumbbells(cells))
