@@ -198,8 +198,8 @@ def methods(measured: Measured) -> Claim:
     rows.insert(0, (*own, f"{measured.mean(AT_C, 'naive', 'updates'):,.0f}"))  # type: ignore[arg-type]
     body += table(("method", "group", "average", "final", "average minus naive's", "updates"), rows)
     body += [
-        f"† below {COLLAPSED:.0%} of naive's average accuracy: it does not train at naive's rate, or forgets all; the "
-        "runs cannot tell which, so it is untuned, not beaten.",
+        f"† below {COLLAPSED:.0%} of naive's average accuracy: at the rate and settings chosen for it, it does not "
+        "learn here, or forgets all.",
         "",
     ]
     missing = [method for method in (*PAPERS, *neighbours()) if method not in gaps and method != "naive"]
@@ -317,7 +317,7 @@ def steps(measured: Measured) -> Claim:
     for method, each in gaps.items():
         marks = {n: " †" if _collapsed(measured, setting, method) else "" for n, setting in SPLITS.items()}
         rows.append((method, *(f"{each[n]}{marks[n]}" if n in each else None for n in SPLITS)))
-    body = [*table(("minus naive", *(f"{n} steps" for n in SPLITS)), rows), "† as above: untuned, not beaten.", ""]
+    body = [*table(("minus naive", *(f"{n} steps" for n in SPLITS)), rows), "† as above.", ""]
     cells = [(method, n, found) for method, each in gaps.items() for n, found in each.items()]
     better = [f"{method} at {n}" for method, n, found in cells if found.above and found.interval.estimate > MARGIN]
     open_ = [f"{method} at {n}" for method, n, found in cells if found.interval.high > MARGIN]
@@ -346,7 +346,7 @@ def price(measured: Measured) -> Claim:
         rows.append((_marked(measured, method), charged, uncharged, gap(free, own), same, _cause(charged, uncharged)))
     header = ("minus naive", "charged", "uncharged", "its price: uncharged less charged",
               "charged, less naive with its updates", "loses")  # fmt: skip
-    body = [*table(header, rows), "† as above: untuned, not beaten.", ""]
+    body = [*table(header, rows), "† as above.", ""]
     causes = {method: _cause(*pair) for method, pair in cells.items()}
     losing = [method for method, (charged, _) in cells.items() if charged.below]
     by_price = [method for method in losing if causes[method] == "by its price"]
