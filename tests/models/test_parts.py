@@ -206,7 +206,8 @@ def test_a_cheaper_update_buys_more_updates(go, method, counts, modules):
 
 def test_taking_turns_makes_as_many_updates_as_each_part_buys(go):
     turns, norm, naive = (
-        go("glyphs", method, "budget.updates=12").steps["updates"].tolist() for method in ("fpf", "norm_only", "naive")
+        go("glyphs", method, "budget.updates=12", *settings).steps["updates"].tolist()
+        for method, *settings in (("fpf", "part.every=2"), ("norm_only",), ("naive",))
     )
     assert turns == [naive[0], norm[1], naive[2]]
 
