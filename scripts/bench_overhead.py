@@ -43,10 +43,9 @@ ROUNDS = 5
 class Flat(nn.Module):
     """A backbone that only flattens: with a linear head, a linear probe."""
 
-    mean, std = (0.5,), (0.25,)
-
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
+        self.mean, self.std = (0.5,) * shape[0], (0.25,) * shape[0]
         self.feature_dim = int(np.prod(shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
