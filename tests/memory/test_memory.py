@@ -137,8 +137,8 @@ def bits(memory):
 def equal(one, other):
     assert one.keys() == other.keys()
     assert one["stored"].keys() == other["stored"].keys()
-    for name in ("index", "label", "used"):
-        assert one[name].dtype == other[name].dtype
+    for name, dtype in (("index", np.int32), ("label", np.int64), ("used", np.int32)):
+        assert one[name].dtype == other[name].dtype == dtype
         assert np.array_equal(one[name], other[name])
     for name, (tensor, widths) in one["stored"].items():
         assert tensor.dtype == other["stored"][name][0].dtype
