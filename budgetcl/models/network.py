@@ -53,7 +53,7 @@ class Network(nn.Module):
         mean, std = (torch.as_tensor(getattr(backbone, name), dtype=torch.float32) for name in ("mean", "std"))
         self.register_buffer("scale", (1 / (255 * std)).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("offset", (-mean / std).view(1, -1, 1, 1), persistent=False)
-        self._layout = torch.preserve_format
+        self._layout = torch.contiguous_format
         self._skeleton: str | None = None
         self._sized: tuple[str, int, int] | None = None
         self._frozen: list[nn.Module] = []
@@ -64,13 +64,20 @@ class Network(nn.Module):
         return Outputs(self.head(features), features)
 
     def _normal(self, x: Tensor) -> Tensor:
-        if self._layout is not torch.preserve_format:
-            x = x.contiguous(memory_format=self._layout)
-        return x.float().mul(self.scale).add(self.offset)
+        x = x.contiguous(memory_format=self._layout)
+        # one picture's worth of each, laid out as the pictures are: else the inner loop runs over three channels
+        scale, offset = (
+            v.expand(1, *x.shape[1:]).contiguous(memory_format=self._layout) for v in (self.scale, self.offset)
+        )
+        return x.mul(scale).add_(offset)
 
     def lay_out(self, layout: torch.memory_format) -> None:
-        """Let pictures, and the weights of convolutions, lie channels last in memory, or contiguously."""
-        self._layout = layout
+        """Let pictures, and the weights of convolutions, lie channels last in memory, or contiguously.
+
+        A backbone without a convolution would only have to lay them back: its pictures stay contiguous.
+        """
+        convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in self.backbone.modules())
+        self._layout = layout if convolves else torch.contiguous_format
         self.backbone.to(memory_format=layout)  # type: ignore[call-overload]
 
     @property

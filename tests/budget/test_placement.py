@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from budgetcl.budget.placement import Placement
 from budgetcl.errors import UserError
@@ -40,6 +41,21 @@ def test_pictures_and_convolutions_lie_as_asked_and_answer_alike(last):
             assert torch.allclose(placed(given).logits, plain(x).logits, atol=1e-4)
     assert [t.is_contiguous(memory_format=torch.channels_last) for t in seen] == [last] * 4
     assert placed.structure == plain.structure  # and so the price
+
+
+def test_pictures_of_a_network_without_a_convolution_stay_contiguous():
+    seen = []
+    flat = nn.Flatten()
+    flat.mean, flat.std, flat.feature_dim = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 192
+    made = Network(flat, LinearHead(192))
+    Placement(CPU)(made)
+    flat.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    for given in (x, x.contiguous(memory_format=torch.channels_last), x.float()):
+        made(given)
+    assert all(t.is_contiguous() for t in seen)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (flat.mean, flat.std))
+    assert all(torch.allclose(t, (x / 255 - mean) / std, atol=1e-5) for t in seen)
 
 
 def test_a_network_is_placed_once_and_keeps_its_parameters():
