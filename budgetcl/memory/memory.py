@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from budgetcl.errors import UserError, at_least
+from budgetcl.memory.by_class import RowsByClass
 from budgetcl.streams.stream import IntArray
 
 _NONE: IntArray = np.empty(0, np.int64)
@@ -61,9 +62,7 @@ class Memory:
         self._index = np.empty(1024, _COLUMN)
         self._label = np.empty(1024, np.int64)
         self._used = np.empty(1024, _COLUMN)
-        # Rows of each class, in the same growing columns: class-wise draws are gathers, whatever the memory's size.
-        self._rows_of: list[np.ndarray] = []
-        self._counts = np.empty(0, np.int64)
+        self._classes = RowsByClass(_COLUMN)
         self._stored: dict[str, tuple[Tensor, IntArray]] = {}  # (rows, width), and how wide each row is; 0: nothing
 
     def __len__(self) -> int:
@@ -92,23 +91,7 @@ class Memory:
         rows = np.arange(self._size, end)
         self._index[rows], self._label[rows], self._used[rows] = index, label, -1
         self._size, self.new = end, n
-        self._add_to_classes(rows, label)
-
-    def _add_to_classes(self, rows: IntArray, label: IntArray) -> None:
-        order = np.argsort(label, kind="stable")
-        present, starts = np.unique(label[order], return_index=True)
-        if len(present) and present[-1] >= len(self._counts):
-            grown = int(present[-1]) + 1
-            self._rows_of += [np.empty(4, _COLUMN) for _ in range(grown - len(self._counts))]
-            self._counts = np.concatenate([self._counts, np.zeros(grown - len(self._counts), np.int64)])
-        for c, members in zip(present.tolist(), np.split(rows[order], starts[1:])):
-            count = int(self._counts[c])
-            column = self._rows_of[c]
-            if count + len(members) > len(column):
-                column = np.concatenate([column[:count], np.empty(count + 2 * len(members), _COLUMN)])
-                self._rows_of[c] = column
-            column[count : count + len(members)] = members
-            self._counts[c] += len(members)
+        self._classes.add(rows, label)
 
     @property
     def index(self) -> IntArray:
@@ -128,11 +111,15 @@ class Memory:
     @property
     def class_counts(self) -> IntArray:
         """(classes,) how many samples of each class are held."""
-        return self._counts
+        return self._classes.counts
 
     def rows_of(self, label: int) -> IntArray:
         """Return the rows of one class, oldest first."""
-        return self._rows_of[label][: self._counts[label]]
+        return self._classes.of(label)
+
+    def rows_at(self, labels: IntArray, places: IntArray) -> IntArray:
+        """Return (n,) rows: of each class, the one at the place, counted from the oldest, 0."""
+        return self._classes.at(labels, places)
 
     def used(self, rows: IntArray, step: int) -> None:
         """Note that rows were drawn in a step."""
@@ -184,9 +171,8 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Bytes that the columns hold."""
-        columns = self._index.nbytes + self._label.nbytes + self._used.nbytes
-        rows = sum(rows.nbytes for rows in self._rows_of) + self._counts.nbytes
-        return columns + rows + sum(tensor.nbytes + widths.nbytes for tensor, widths in self._stored.values())
+        columns = self._index.nbytes + self._label.nbytes + self._used.nbytes + self._classes.nbytes
+        return columns + sum(tensor.nbytes + widths.nbytes for tensor, widths in self._stored.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the columns."""

@@ -63,7 +63,7 @@ class ClassBalanced:
         labels = np.flatnonzero(shares)
         shares, counts = shares[labels], memory.class_counts[labels]
         holders, places = np.repeat(labels, shares), distinct_places(shares, counts, random)
-        return np.array([memory.rows_of(c)[i] for c, i in zip(holders.tolist(), places.tolist())])
+        return memory.rows_at(holders, places)
 
     def reach(self) -> int:
         """Return the size of the memory."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from budgetcl.streams.cache import parts, release
 
-_PART = 1 << 16  # paths that are hashed together
+_PART = 1 << 13  # paths that are hashed together: their sums stay in the cache
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 
 

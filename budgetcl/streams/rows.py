@@ -284,7 +284,7 @@ def _words(part: pa.Array) -> tuple[NDArray[np.int64], dict[int, str]]:
     codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False).astype(np.int64)
     values = [*encoded.dictionary.to_pylist(), None]
     words: dict[int, str] = {}
-    for code in np.unique(codes).tolist():
+    for code in np.flatnonzero(np.bincount(codes)).tolist():
         value = values[code]
         try:
             text = value.decode() if isinstance(value, bytes) else "" if value is None else str(value)

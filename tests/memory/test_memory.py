@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgetcl.errors import UserError
+from budgetcl.memory.by_class import RowsByClass
 from budgetcl.memory.capped import BalancedReservoir, Greedy, Newest, Reservoir
 from budgetcl.memory.memory import Memory
 
@@ -26,6 +27,22 @@ def test_columns_counts_and_class_rows_agree_with_a_plain_list(reveals):
         rows = [i for i, y in enumerate(seen) if y == label]
         assert memory.class_counts[label] == len(rows)
         assert memory.rows_of(label).tolist() == rows
+        assert memory.rows_at(np.full(len(rows), label), np.arange(len(rows))).tolist() == rows
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 300)), min_size=1, max_size=60))
+def test_rows_of_classes_survive_every_move_of_their_blocks(runs):
+    grouped, held, last = RowsByClass(np.int32), {}, 0
+    for label, n in runs:
+        rows = np.arange(last, last + n)
+        grouped.add(rows, np.full(n, label))
+        held.setdefault(label, []).extend(rows.tolist())
+        last += n
+        assert {c: grouped.of(c).tolist() for c in range(len(grouped.counts)) if grouped.counts[c]} == held
+    labels = np.array([label for label, rows in held.items() for _ in rows])
+    places = np.concatenate([np.arange(len(rows)) for rows in held.values()])
+    assert grouped.at(labels, places).tolist() == [row for rows in held.values() for row in rows]
+    assert grouped.nbytes <= 4 * 6 * last + 4 * 4 * 31 * 2 + 8 * 3 * 31  # a block holds twice what it was made for
 
 
 def test_use_is_remembered_beyond_growth_and_a_state_goes_on():
