@@ -174,9 +174,14 @@ def _configurations(overrides: Sequence[str]) -> Iterator[DictConfig]:
 
 
 def rehearse(
-    cfg: DictConfig, seconds: float, prices: Prices | None = None, source: Source | None = None
+    cfg: DictConfig,
+    seconds: float,
+    prices: Prices | None = None,
+    source: Source | None = None,
+    steps: int | None = None,
 ) -> tuple[Parts, Tally]:
-    """Simulate a configuration's protocol, two steps at least and for about so many seconds of the processor.
+    """Simulate a configuration's protocol, for about so many seconds of the processor, two steps at least; and no more
+    than ``steps``.
 
     Raises:
         UserError: what a step would be refused for.
@@ -186,7 +191,7 @@ def rehearse(
 
     def narrate(progress: Progress) -> None:
         first.append(time.process_time())  # so that it does not matter what else the machine does
-        if first[-1] - first[0] > seconds:
+        if first[-1] - first[0] > seconds or len(first) == steps:
             raise Enough
 
     return parts, simulate(parts, cfg.seed, cfg.query, narrate)

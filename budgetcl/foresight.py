@@ -1,4 +1,4 @@
-"""What a long run is told before it begins: its hours without a GPU, and what would be refused on its way."""
+"""What a run is told before it begins: what would be refused on its way, and its hours without a GPU."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from budgetcl.errors import UserError
 
 HOUR = 3600.0
 # Numbers of images (pictures x channels x height x width) that are trained on: any network gets through fewer in an
-# hour on any processor, so that small runs need not be estimated. ResNet-50 manages some 750,000 a second on a laptop.
+# hour on any processor, so that the hours of small runs need not be estimated. ResNet-50 manages some 750,000 a second
+# on a laptop.
 LIGHT = 1e9
-SECONDS = 1.0  # of the processor, for the simulation
+SECONDS, STEPS = 1.0, 50  # of the processor, and of the stream, to simulate; steps are much alike after so many
 
 
 def warning(cfg: DictConfig, parts: Parts) -> str | None:
-    """Simulate a long run's first steps; return what to say of it, None where there is nothing to say.
+    """Simulate a run, or its first steps where it is long; return what to say of it, None where there is nothing.
 
-    What its method cannot pay for in these steps is refused here, before anything is trained or written; a short run
-    finds out by itself. On a processor, the time is estimated as well, at the speed of a real forward and backward;
-    how long pictures take to decode it does not know.
+    What its method cannot pay for in these steps is refused here, before anything is trained or written. For a long run
+    on a processor the time is estimated as well, at the speed of a real forward and backward; how long pictures take to
+    decode it does not know.
 
     Raises:
         UserError: an allowance does not pay for what the method does beside training, or for an update.
     """
-    if _numbers(parts) < LIGHT:
-        return None
     prices, source = parts.compute.prices, parts.source
     try:
-        if parts.compute.device.type != "cpu":
-            rehearse(cfg, SECONDS, prices, source)
+        if parts.compute.device.type != "cpu" or _numbers(parts) < LIGHT:
+            rehearse(cfg, SECONDS, prices, source, STEPS)
             return None
         seconds = estimate(cfg, str(cfg.method.name), SECONDS, prices, source).seconds
     except UserError:

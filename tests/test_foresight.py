@@ -61,40 +61,43 @@ def test_a_run_of_less_than_an_hour_says_nothing(estimated):
     assert asked == ["naive"]
 
 
-def test_small_runs_and_runs_on_a_gpu_are_not_even_estimated(estimated, monkeypatch):
+def test_small_runs_and_runs_on_a_gpu_are_rehearsed_but_not_estimated(estimated, monkeypatch):
     asked, rehearsed = estimated(5), []
     monkeypatch.setattr(foresight, "rehearse", lambda *given: rehearsed.append(given))
     assert warning(CFG, parts(samples=4000, passes=3)) is None
-    assert rehearsed == []
-    assert warning(CFG, parts(**LARGE, device="cuda")) is None
     assert len(rehearsed) == 1
+    assert warning(CFG, parts(**LARGE, device="cuda")) is None
+    assert len(rehearsed) == 2
     assert asked == []
 
 
-def test_what_a_long_run_cannot_pay_for_is_refused_before_anything_is_written(monkeypatch, tiny, tmp_path, capfd):
+@pytest.mark.parametrize("light", [0, LIGHT])
+def test_what_a_run_cannot_pay_for_is_refused_before_anything_is_written(light, monkeypatch, tiny, tmp_path, capfd):
     """The first allowances pay for five updates, the third one for none."""
-    monkeypatch.setattr(foresight, "LIGHT", 0)
+    monkeypatch.setattr(foresight, "LIGHT", light)
     overrides = tiny("glyphs", "kd_mse", "budget.updates=[5,5,0.1]").overrides
     assert main(["run", *overrides, f"output={tmp_path}"]) == 2
     assert "step 2: the allowance" in capfd.readouterr().err
     assert not list(tmp_path.rglob("run.json"))
 
 
-def test_a_component_that_does_not_run_on_blank_images_is_said_and_no_more(monkeypatch, tiny):
+@pytest.mark.parametrize(("light", "what"), [(0, "estimate"), (LIGHT, "rehearse")])
+def test_a_component_that_does_not_run_on_blank_images_is_said_and_no_more(light, what, monkeypatch, tiny):
     def fails(*given):
         raise ZeroDivisionError("by design")
 
-    monkeypatch.setattr(foresight, "LIGHT", 0)
-    monkeypatch.setattr(foresight, "estimate", fails)
+    monkeypatch.setattr(foresight, "LIGHT", light)
+    monkeypatch.setattr(foresight, what, fails)
     parts = tiny("glyphs", "naive")
     assert "cannot be foreseen: ZeroDivisionError: by design" in warning(parts.cfg, parts)
 
 
-def test_every_kind_of_allowance_is_looked_at(estimated):
+def test_every_kind_of_allowance_is_looked_at(estimated, monkeypatch):
     estimated(5)
     large = parts(steps=1000, updates=int(LIGHT / (1000 * 32 * 3072)) + 1)
     assert "budget.updates" in warning(CFG, large)
     large.compute.budget.updates = 1
+    monkeypatch.setattr(foresight, "rehearse", lambda *given: None)
     assert warning(CFG, large) is None
     large.compute.budget.updates = (1, 2, 30)  # the last one stands for all others
     assert "budget.updates (now 1 to 30)" in warning(CFG, large)
