@@ -89,7 +89,7 @@ def main() -> int:
     if not arguments.write:
         done = records(output)
         missing = [job for job in planned(arguments.only) if job.key not in done]
-        minutes = sum(job.setting.seconds for job in missing) * 1.2 / arguments.jobs / 60  # what methods add to naive
+        minutes = sum(job.seconds for job in missing) * 1.2 / arguments.jobs / 60  # what methods add to naive
         print(
             f"{len(missing)} runs are missing: about {minutes:.0f} minutes on {arguments.jobs} free cores", flush=True
         )
