@@ -144,7 +144,7 @@ def table(
         part: "stream"; or "prefix", which streams the prefix itself, for tuning, in steps about as large as the
             stream's. Nothing is held out then: held-out samples are later.
         occasions: how often the held-out samples are due; None: after each step, at most 10 times.
-        evaluate: "test" or "validation", the samples held out.
+        evaluate: "test" or "validation", the samples held out that are shown.
         augment: "none", "crop", "crop_flip" or "random_resized_crop", in training.
         resize: what the short side is resized to before the central square is cut; None: to ``size``.
         memory: bytes the decoded pictures may take; where they need more they are decoded at each use.
@@ -212,6 +212,8 @@ def _checked(rows: Rows, plan: _Plan) -> _Plan:
         raise UserError(
             f"order=time given; {rows.given} has no column 'time': add it, or set order=data or order=class"
         )
+    if plan.part == "prefix" and plan.evaluate != "test":
+        raise UserError(f"evaluate={plan.evaluate} given with part=prefix, which holds nothing out: set evaluate=test")
     if plan.cut == "spans" and (order != "time" or plan.chunk is not None):
         raise UserError("cut=spans given; equal spans of time are cut in order=time, by steps and not by chunk")
     if order == "class" and plan.chunk is not None:
@@ -239,7 +241,7 @@ def _fill(columns: Columns, rows: Rows, plan: _Plan) -> dict[str, Any]:
     streamed = rows_where(sets == SETS.index(STREAM))
     if len(streamed) < 2:
         raise UserError(f"{rows.given}: {len(streamed)} rows are left to stream; at least 2 are expected")
-    notes = _never_learned(rows, sets)
+    notes = _never_learned(rows, sets) if plan.part == "stream" else []
     steps = plan.steps
     if plan.part == "prefix":
         sets, whole = _only_the_prefix(rows, sets, plan), len(streamed)

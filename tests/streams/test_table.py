@@ -365,6 +365,9 @@ def test_labels_that_are_only_held_out_are_told(tmp_path):
     frame.loc[95, "label"] = "unheard of"
     notes = table(saved(tmp_path, frame)).stream.notes
     assert notes == ("1 labels stand in held-out rows only and are never revealed, the first is 'unheard of'",)
+    frame["time"] = range(100)
+    notes = table(saved(tmp_path, frame), part="prefix", prefix=0.5, shift=8).stream.notes
+    assert not any("unheard of" in note for note in notes)  # the prefix shows no held-out row
 
 
 def test_a_picture_that_is_held_out_and_learned_from_is_refused_and_listed(tmp_path):
@@ -451,6 +454,7 @@ HEAD = "path,label,time,split\n"
         ("path,label\na.png,x\nb.png,y\n", {"test": 0.6, "validation": 0.6}, "together at most 0.9"),
         ("path,label\na.png,x\nb.png,y\n", {"test": 1.5}, "test=1.5 given"),
         ("path,label\na.png,x\nb.png,y\n", {"evaluate": "validation"}, "has no validation rows"),
+        ("path,label,time\na.png,x,1\nb.png,y,2\n", {"part": "prefix", "evaluate": "validation"}, "holds nothing out"),
         ("path,label\na.png,x\nb.png,y\n", {"part": "prefix"}, "has no rows of a prefix with order=data"),
         ("path,label,time\na.png,x,1\nb.png,y,2\n", {"part": "prefix"}, "has 0 rows of a prefix with order=time"),
         ("path,label\na.png,x\nb.png,y\n", {"part": "prefx"}, "part='prefx' given; did you mean"),
