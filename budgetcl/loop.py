@@ -259,7 +259,8 @@ def _hash(state: Any) -> str:
             for item in value:
                 add(item)
         elif isinstance(value, torch.Tensor):
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            value = value.float() if value.dtype == torch.bfloat16 else value  # which numpy does not know
+            digest.update(value.numpy(force=True).tobytes())
         elif isinstance(value, np.ndarray):
             digest.update(np.ascontiguousarray(value).tobytes())
         else:
