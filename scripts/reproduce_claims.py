@@ -107,20 +107,29 @@ def main() -> int:
 
 def _make_all(missing: Sequence[Job], output: Path, processes: int, until: float) -> list[str]:
     os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker starts
-    failed, left = [], 0
+    said = {}
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(make, job, output, until): job for job in missing}
         for future in as_completed(futures):
-            if (said := future.result()).startswith("failed"):
-                failed.append(
-                    f"{futures[future].setting.name}, {futures[future].method}, seed {futures[future].seed}: {said}"
-                )
-            left += said.startswith("left")
-    print(f"{len(missing) - len(failed) - left} runs made, {len(failed)} failed, {left} left", flush=True)
+            said[_name(futures[future])] = future.result()
+    failed = [f"{name}: {reason}" for name, reason in said.items() if reason.startswith("failed")]
+    left = [name for name, reason in said.items() if reason.startswith("left")]
+    print(f"{len(said) - len(failed) - len(left)} runs made, {len(failed)} failed, {len(left)} left", flush=True)
     for line in failed:
         print(line, file=sys.stderr, flush=True)
-    (output / FAILED).write_text("".join(f"{line}\n" for line in failed), encoding="utf-8")
+    _keep_failed(output / FAILED, set(said) - set(left), failed)
     return failed
+
+
+def _name(job: Job) -> str:
+    return f"{job.setting.name}, {job.method}{f' ({job.control})' if job.control else ''}, seed {job.seed}"
+
+
+def _keep_failed(file: Path, tried: set[str], failed: Sequence[str]) -> None:
+    """Write down what failed, beside what failed in earlier calls and was not tried again in this one."""
+    before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = [line for line in before if line.partition(": failed")[0] not in tried] + list(failed)
+    file.write_text("".join(f"{line}\n" for line in sorted(lines)), encoding="utf-8")
 
 
 if __name__ == "__main__":

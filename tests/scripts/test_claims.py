@@ -43,6 +43,20 @@ def test_each_run_is_planned_once_and_what_a_claim_rests_on_first(claims):
     assert {job.control for job in plan.planned(["unlimited"])} == {"unlimited"}
 
 
+def test_what_failed_is_remembered_until_it_is_tried_again(claims, tmp_path):
+    import reproduce_claims
+
+    plan, _ = claims
+    job, other = plan.Job(plan.AT_C, "herding", 0), plan.Job(plan.AT_C, "kd_mse", 1, "uncharged")
+    one, two = (f"{reproduce_claims._name(of)}: failed: because" for of in (job, other))
+    file = tmp_path / "failed.txt"
+    reproduce_claims._keep_failed(file, {reproduce_claims._name(job)}, [one])
+    reproduce_claims._keep_failed(file, {reproduce_claims._name(other)}, [two])
+    assert file.read_text("utf-8").splitlines() == [one, two]
+    reproduce_claims._keep_failed(file, {reproduce_claims._name(job)}, [])  # it could be run now
+    assert file.read_text("utf-8").splitlines() == [two]
+
+
 def test_other_settings_lie_in_another_folder(claims):
     plan, _ = claims
     one, other = (plan.Setting("a", (f"budget.updates={n}",), 1.0) for n in (3, 4))
