@@ -135,6 +135,12 @@ def kept():
     return lambda parts, cfg: run(parts.source, parts.learner, parts.compute, Kept(), cfg.seed, query_size=cfg.query)
 
 
+@pytest.fixture
+def unrehearsed(monkeypatch):
+    """Runs begin without the simulation before them, so that what goes wrong goes wrong in the run itself."""
+    monkeypatch.setattr("budgetcl.foresight.rehearse", lambda *given: None)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)

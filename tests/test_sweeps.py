@@ -96,7 +96,7 @@ def test_rerun_makes_it_again_bit_equal_and_keeps_one_record(tmp_path, finished,
     assert [path.name for path in finished.folder.parent.iterdir()] == [finished.folder.name]
 
 
-def test_a_rerun_that_fails_does_not_cost_the_finished_record(tmp_path, finished, monkeypatch):
+def test_a_rerun_that_fails_does_not_cost_the_finished_record(tmp_path, finished, monkeypatch, unrehearsed):
     before = stamps(finished)
     monkeypatch.setattr(Blind, "fit", lambda *given: (_ for _ in ()).throw(UserError("not today")))
     assert budgetcl(tmp_path, "rerun=true") == 2
@@ -122,13 +122,13 @@ def test_what_is_not_a_whole_record_of_this_version_is_made_again(tmp_path, fini
     assert len(run.predictions["index"])
 
 
-def test_a_sweep_that_was_stopped_goes_on(tmp_path, monkeypatch, capfd, same):
+def test_a_sweep_that_was_stopped_goes_on(tmp_path, monkeypatch, capfd, same, unrehearsed):
     whole = tmp_path / "whole"
     assert budgetcl(whole, "-m", "seed=0,1") == 0
     fit, calls = Blind.fit, iter(range(100))
 
     def stops(self, *given):
-        if next(calls) == 21:  # in the fourth of the second run's six steps; both are rehearsed before
+        if next(calls) == 9:  # in the fourth of the second run's six steps
             raise KeyboardInterrupt
         return fit(self, *given)
 
@@ -165,7 +165,7 @@ def test_failed_runs_are_listed_at_the_end_and_stop_no_other(tmp_path, capfd, la
     assert len([run for run in find([tmp_path]) if run.finished]) == 2
 
 
-def test_what_nobody_foresaw_fails_one_run_and_says_where(tmp_path, capfd, monkeypatch):
+def test_what_nobody_foresaw_fails_one_run_and_says_where(tmp_path, capfd, monkeypatch, unrehearsed):
     fit = Blind.fit
 
     def fails(self, step, *given):

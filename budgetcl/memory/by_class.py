@@ -68,5 +68,6 @@ class RowsByClass:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the arrays hold."""
-        return self._rows.nbytes + self._starts.nbytes + self._rooms.nbytes + self.counts.nbytes
+        """Bytes of the rows and of where each class's stand, without the room to grow."""
+        places = self._starts.nbytes + self._rooms.nbytes + self.counts.nbytes
+        return int(self.counts.sum()) * self._rows.itemsize + places

@@ -170,9 +170,11 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the columns hold."""
-        columns = self._index.nbytes + self._label.nbytes + self._used.nbytes + self._classes.nbytes
-        return columns + sum(tensor.nbytes + widths.nbytes for tensor, widths in self._stored.values())
+        """Bytes of what is held, without the room to grow: equal for equal rows, however they came."""
+        columns = self.index.nbytes + self.label.nbytes + self.last_used.nbytes + self._classes.nbytes
+        return columns + sum(
+            tensor[: self._size].nbytes + widths[: self._size].nbytes for tensor, widths in self._stored.values()
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the columns."""

@@ -145,7 +145,7 @@ def stopping(monkeypatch, at, error):
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_ctrl_c_leaves_a_readable_record_that_says_it_is_unfinished(tmp_path, monkeypatch, capfd, at):
+def test_ctrl_c_leaves_a_readable_record_that_says_it_is_unfinished(tmp_path, monkeypatch, capfd, at, unrehearsed):
     stopping(monkeypatch, at, KeyboardInterrupt())
     assert budgetcl(tmp_path) == 130
     (line,) = capfd.readouterr().err.splitlines()
@@ -163,7 +163,7 @@ def test_ctrl_c_leaves_a_readable_record_that_says_it_is_unfinished(tmp_path, mo
     assert not list(run.folder.rglob("*.partial"))
 
 
-def test_a_crash_leaves_a_readable_record_that_says_it_is_unfinished(tmp_path, monkeypatch):
+def test_a_crash_leaves_a_readable_record_that_says_it_is_unfinished(tmp_path, monkeypatch, unrehearsed):
     stopping(monkeypatch, 1, RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         budgetcl(tmp_path)
@@ -180,7 +180,7 @@ def test_a_metric_that_crashes_leaves_the_record_unfinished(tmp_path, monkeypatc
     assert len(only(tmp_path).predictions["index"]) == 144
 
 
-def test_a_report_takes_no_unfinished_run_for_a_result(folder, tmp_path, monkeypatch, capfd):
+def test_a_report_takes_no_unfinished_run_for_a_result(folder, tmp_path, monkeypatch, capfd, unrehearsed):
     stopping(monkeypatch, 1, KeyboardInterrupt())
     assert budgetcl(tmp_path) == 130
     capfd.readouterr()

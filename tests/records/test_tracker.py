@@ -186,7 +186,7 @@ def test_ctrl_c_in_a_tracker_still_stops_the_run():
         (ZeroDivisionError("z"), None, "z"),
     ],
 )
-def test_a_run_that_fails_is_ended_with_its_reason_and_what_it_spent(tmp_path, monkeypatch, error, status, said):
+def test_a_run_that_fails_is_ended_with_its_reason_and_what_it_spent(tmp_path, monkeypatch, error, status, said, unrehearsed):
     ended, fit = [], GradientLearner.fit
 
     class Listening(Tracker):
@@ -213,7 +213,7 @@ def test_a_run_that_fails_is_ended_with_its_reason_and_what_it_spent(tmp_path, m
     assert sum(ledger["flops"]) > 0
 
 
-def test_wandb_ends_a_failed_run_as_failed(tmp_path, monkeypatch):
+def test_wandb_ends_a_failed_run_as_failed(tmp_path, monkeypatch, unrehearsed):
     monkeypatch.setattr(GradientLearner, "fit", lambda *given: (_ for _ in ()).throw(UserError("not today")))
     assert main(["run", *SETTINGS, f"output={tmp_path}", "tracker=wandb_offline"]) == 2
     (store,) = (tmp_path / "sweep" / "wandb").glob("offline-run-*/*.wandb")
