@@ -23,7 +23,6 @@ from budgetcl.assemble import Parts, make_parts
 from budgetcl.budget.compute import Compute
 from budgetcl.budget.prices import Prices
 from budgetcl.configuration import compose
-from budgetcl.learners.learner import Learner
 from budgetcl.loop import Progress, run
 from budgetcl.objectives.cross_entropy import CrossEntropy
 from budgetcl.streams.batch import Batch, Source
@@ -210,9 +209,9 @@ def estimate(
     done = len(tally.steps["updates"])
     scale = len(stream) / done
     images, flops = _work(tally.ledger, tally.prices)
-    total = scale * sum(flops.values())
+    total = whole(parts, tally)
     batch = int(cfg.reference.batch)
-    rate = _speed(learner, shape, parts.compute.prices)
+    rate = speed(parts)
     peak = max(
         (tally.prices[price]["memory"] for price in {*tally.ledger["price"]} if price in tally.prices), default=0
     )
@@ -238,6 +237,11 @@ def estimate(
         disk=int(scale * tally.rows * _BYTES_PER_ROW + len(stream.label) * _BYTES_PER_SAMPLE + _BYTES_PER_RECORD),
         simulated=(done, len(stream)),
     )
+
+
+def whole(parts: Parts, tally: Tally) -> float:
+    """Return the FLOPs of the whole stream, predictions included, from those of its simulated steps."""
+    return sum(_work(tally.ledger, tally.prices)[1].values()) * len(parts.source.stream) / len(tally.steps["updates"])
 
 
 def simulate(parts: Parts, seed: int, query: int, narrate: Callable[[Progress], None] = lambda progress: None) -> Tally:
@@ -271,15 +275,15 @@ def _work(ledger: Mapping[str, Any], prices: Mapping[str, Any]) -> tuple[dict[st
     return images, flops
 
 
-def _speed(learner: Learner, shape: tuple[int, int, int], prices: Prices) -> float:
-    """Return FLOP/s of a real forward and backward of a few blank images."""
-    network = getattr(learner, "network", None)
+def speed(parts: Parts) -> float:
+    """Return FLOP/s of a real forward and backward of a few blank images; infinite for a learner without a network."""
+    network = getattr(parts.learner, "network", None)
     if network is None:
         return math.inf
+    shape, prices = parts.source.pixels.shape, parts.compute.prices
     network = copy.deepcopy(network).train()
     n, best = 16, math.inf
     x = torch.zeros(n, *shape, dtype=torch.uint8)
-
     y = torch.zeros(n, dtype=torch.int64)
     for _ in range(2):
         started = time.perf_counter()

@@ -5,14 +5,11 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from budgetcl.assemble import Parts
-from budgetcl.dry_run import estimate, rehearse
+from budgetcl.dry_run import rehearse, speed, whole
 from budgetcl.errors import UserError
 
 HOUR = 3600.0
-# Numbers of images (pictures x channels x height x width) that are trained on: any network gets through fewer in an
-# hour on any processor, so that the hours of small runs need not be estimated. ResNet-50 manages some 750,000 a second
-# on a laptop.
-LIGHT = 1e9
+LIGHT = 3e12  # FLOPs that any processor gets through in an hour: the speed of this one need not be looked at
 SECONDS, STEPS = 1.0, 50  # of the processor, and of the stream, to simulate; steps are much alike after so many
 
 
@@ -26,12 +23,12 @@ def warning(cfg: DictConfig, parts: Parts) -> str | None:
     Raises:
         UserError: an allowance does not pay for what the method does beside training, or for an update.
     """
-    prices, source = parts.compute.prices, parts.source
     try:
-        if parts.compute.device.type != "cpu" or _numbers(parts) < LIGHT:
-            rehearse(cfg, SECONDS, prices, source, STEPS)
+        simulated, tally = rehearse(cfg, SECONDS, parts.compute.prices, parts.source, STEPS)
+        flops = whole(simulated, tally)
+        if parts.compute.device.type != "cpu" or flops < LIGHT:
             return None
-        seconds = estimate(cfg, str(cfg.method.name), SECONDS, prices, source).seconds
+        seconds = flops / speed(simulated)
     except UserError:
         raise
     except Exception as error:  # one's own component need not run on blank images
@@ -50,16 +47,3 @@ def warning(cfg: DictConfig, parts: Parts) -> str | None:
 
 def _said(value: float | tuple[float, ...]) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) else f"{min(value):g} to {max(value):g}"
-
-
-def _numbers(parts: Parts) -> float:
-    """Return how many numbers of images naive training would learn from, at least."""
-    budget, stream = parts.compute.budget, parts.source.stream
-    channels, height, width = parts.source.pixels.shape
-    if budget.passes is not None:
-        images = budget.passes * stream.samples
-    elif budget.updates is not None:
-        images = budget.updates_of(len(stream)) * parts.compute.reference.batch
-    else:
-        return float("inf")  # an allowance in FLOPs says nothing of images
-    return float(images * channels * height * width)

@@ -128,6 +128,10 @@ class HeldOut(Calibration, ABC):
         self._held.add(index[held], label[held])
         return held
 
+    def held(self) -> int:
+        """Return how many samples are held out."""
+        return len(self._held)
+
     def _per_sample(self, place: Place) -> int:
         """Return the FLOPs of looking at one sample and of the fit on it."""
         return place.price() + self._fit_price(place.network)
@@ -308,6 +312,8 @@ class Exemplars(Calibration, ABC):
         samples: of the memory, looked at in a step, at most.
         spend: the share of a step's allowance that this may cost, at most; it bounds the samples.
     """
+
+    looks_back = True
 
     def __init__(self, samples: int = 1024, spend: float = 0.2) -> None:
         at_least(1, **{"calibration.samples": samples})

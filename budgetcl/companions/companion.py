@@ -17,7 +17,13 @@ class Companion:
     The learner calls ``begin`` when a step opens, ``follow`` after each update and ``end`` after the last one. What
     ``follow`` and a penalty cost is told by ``beside`` and charged with the update; what ``end`` costs is claimed by
     ``begin`` (``place.compute.reserve``), so that a learner that trains until it is refused leaves room for it.
+
+    Attributes:
+        looks_back: whether it may look at any sample of the memory, which is then stored whole, whatever the sampler
+            draws from.
     """
+
+    looks_back = False
 
     def begin(self, place: Place) -> None:
         """Prepare for a step: claim what its end will cost."""
@@ -39,6 +45,10 @@ class Companion:
     def load_state_dict(self, state: Mapping[str, Any], network: Network) -> None:
         """Go on from a state; the network has taken up its own already."""
 
+    def held(self) -> int:
+        """Return how many samples it keeps apart from the memory."""
+        return 0
+
     def nbytes(self) -> int:
-        """Return the bytes that are stored between steps."""
+        """Return the bytes that are stored between steps, images of samples apart."""
         return 0

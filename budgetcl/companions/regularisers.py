@@ -98,6 +98,7 @@ class EWC(L2):
         decay: of what earlier steps found.
     """
 
+    looks_back = True
     per_parameter = 6
     objective: Objective = CrossEntropy()
 
@@ -185,7 +186,8 @@ class RWalk(L2):
     F is a moving average of the squared gradients of training batches, so it takes no pass of its own; s adds up, over
     the updates, how much of the loss's fall a weight accounts for, relative to how far it moved in the Fisher's metric
     (eq. 8), cut at zero, and is halved with what earlier steps found (eq. 10). Beside the penalty, an update costs
-    10 FLOPs a parameter for both.
+    10 FLOPs a parameter for both. Both take the gradient that the update had, the penalty's included, since one of the
+    loss alone would cost another backward; and they are added as they are, where the authors' code normalises each.
 
     Args:
         strength: the factor on the penalty; the paper's lambda is half of it.

@@ -87,10 +87,13 @@ def _histogram(rows: Rows, counts: np.ndarray) -> str:
 
 
 def _lonely(rows: Rows, counts: np.ndarray) -> list[str]:
-    alone = np.flatnonzero(counts == 1)
-    if not len(alone):
+    alone = counts == 1
+    if rows.split is not None:  # which decides about its rows itself
+        alone[rows.label[rows.split != SETS.index(STREAM)]] = False
+    if not alone.any():
         return []
-    return [f"classes with one picture, which is never held out: {_listed(rows.names[label] for label in alone)}"]
+    names = _listed(rows.names[label] for label in np.flatnonzero(alone))
+    return [f"classes with one picture, which is never held out: {names}"]
 
 
 def _repeated(rows: Rows) -> list[str]:

@@ -378,7 +378,10 @@ class GradientLearner:
     def nbytes(self) -> Mapping[str, int]:
         """Return the bytes of samples within reach, of the memory, of the weights and of their copies."""
         optimiser = self.optimiser.state.values() if self.optimiser is not None else ()
-        samples = min(self._sampler.reach(), len(self.memory))
+        companions = self._companions.values()
+        whole = any(companion.looks_back for companion in companions)
+        samples = len(self.memory) if whole else min(self._sampler.reach(), len(self.memory))
+        samples += sum(companion.held() for companion in companions)
         return {
             "samples": samples * self._image_bytes,
             "memory": self.memory.nbytes,

@@ -8,6 +8,7 @@ decode side by side. (torchvision's decoder is a third faster on JPEGs of 500 pi
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,7 @@ QUALITY = 95  # of pictures that are encoded anew
 MODES = {1: "L", 3: "RGB"}
 MOST_PIXELS = 89_478_485  # that are decoded: a quarter of a gigabyte in RGB; Pillow's own mark for a decompression bomb
 _ORIENTATION = 0x0112
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # they are refused, with their path
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
 

@@ -132,6 +132,12 @@ def _fill(columns: Columns, path: Path, root: str) -> dict[str, Any]:
                 columns.append("order", _places(part["order"]))
         except _Odd as odd:
             raise UserError(f"{path}, row {row + odd.row + 1}: {odd}") from None
+        except pa.ArrowException as error:
+            kinds = ", ".join(f"{name}: {column.type}" for name, column in part.items())
+            raise UserError(
+                f"{path}, from row {row + 1}: a column is of a kind that cannot be read ({kinds}; "
+                f"{' '.join(str(error).split())}); texts or whole numbers are expected, as time also dates or numbers"
+            ) from None
         row += len(batch)
         end += int(start[-1])
     if not row:
@@ -352,10 +358,12 @@ class _Seconds:
             if self._numbers is None:
                 self._numbers = math.isfinite(_number(part[0].as_py()))
             seconds = _numbers(part) if self._numbers else _moments(part)
-        elif pa.types.is_temporal(part.type):
+        elif pa.types.is_timestamp(part.type) or pa.types.is_date(part.type):
             zone = getattr(part.type, "tz", None)
             stamps = part.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
             seconds = stamps.to_numpy(zero_copy_only=False) / 1e6  # missing ones become NaN
+        elif pa.types.is_boolean(part.type):
+            raise pa.ArrowInvalid("a truth value is no time")
         else:
             self._numbers = True
             seconds = part.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)

@@ -476,6 +476,18 @@ def test_a_calibration_goes_on_from_its_state(make, opened):
         assert sorted(other._held.index.tolist()) == sorted(calibration._held.index.tolist()) != []
 
 
+def test_images_that_a_calibration_may_look_at_are_stored_bytes(go):
+    """What is held out is kept beside the memory; exemplars come from all of it, whatever the sampler draws from."""
+    everything = go("glyphs", "naive").parts.learner.nbytes()["samples"]
+    held = go("glyphs", "bias_correction", "calibration.share=0.4").parts.learner
+    assert held.nbytes()["samples"] == everything
+    assert len(held.memory) * held._image_bytes < everything
+    assert go("glyphs", "fifo").parts.learner.nbytes()["samples"] < everything
+    for whole in ("calibration=nearest_mean", "regulariser=ewc", "regulariser=mas"):
+        assert go("glyphs", "fifo", whole).parts.learner.nbytes()["samples"] == everything
+    assert go("glyphs", "fifo", "regulariser=l2").parts.learner.nbytes()["samples"] < everything
+
+
 @pytest.mark.parametrize("method", ["weight_aligning", "temperature", "bias_correction", "nearest_mean", "slca"])
 def test_a_run_that_trains_until_it_is_refused_pays_for_its_calibration_and_answers_otherwise(go, method):
     share = ("calibration.share=0.4",) if method in ("temperature", "bias_correction") else ()

@@ -116,6 +116,13 @@ def test_repeated_paths_and_lonely_classes_are_told(photos, capsys):
     assert "note: classes with one picture, which is never held out: d" in out
 
 
+def test_a_class_whose_only_picture_the_split_holds_out_is_not_said_to_be_learned(photos, capsys):
+    _, write = photos
+    rows = [*(f"{i}.png,{'ab'[i % 2]},{i},train" for i in range(40)), "t.png,only,50,test", "p.png,one,51,train"]
+    _, out, _ = check(capsys, write(lambda lines: rows, "path,label,time,split"), "--no-files")
+    assert "note: classes with one picture, which is never held out: one\n" in out
+
+
 def test_a_table_that_cannot_be_streamed_is_a_problem_and_one_that_cannot_be_read_an_error(photos, capsys):
     folder, write = photos
     status, out, _ = check(

@@ -200,3 +200,18 @@ def test_names_that_are_no_text_are_read_in_folders(tmp_path):
     with open(folder + b"/\xff.png", "wb"):
         pass
     assert os.fsencode(read(str(tmp_path)).paths[0]) == b"cat/\xff.png"
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "kind"),
+    [
+        ("time", pa.array([1, 2], pa.time64("us")), "time: time64"),
+        ("time", [True, False], "time: bool"),
+        ("time", [[1], [2]], "time: list"),
+        ("label", [["a"], ["b"]], "label: list"),
+        ("path", [["a"], ["b"]], "path: list"),
+    ],
+)
+def test_columns_of_another_kind_are_refused_with_it(tmp_path, column, values, kind):
+    with pytest.raises(UserError, match=rf"photos.parquet, from row 1: .*{kind}"):
+        read(parquet(tmp_path, **{"path": ["a.png", "b.png"], "label": ["x", "y"], column: values}))
