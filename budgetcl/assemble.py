@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from budgetcl.budget.allowance import Reference
 from budgetcl.budget.compute import Compute
@@ -104,6 +105,9 @@ def make_parts(cfg: DictConfig, source: Source | None = None, prices: Prices | N
     """Make stream, learner and compute of a configuration; a stream and a price list may be shared by several."""
     at_least(0, seed=cfg.seed)
     at_least(1, threads=cfg.threads, query=cfg.query)
+    rate = OmegaConf.select(cfg, "optimiser.lr", default=0)
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < math.inf:
+        raise UserError(f"optimiser.lr={rate!r} given; a finite number, 0 or larger, is expected")
     torch.set_num_threads(cfg.threads)
     keep_freed_memory()
     source = source or build(cfg.stream)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -210,7 +210,7 @@ def estimate(
     scale = len(stream) / done
     images, flops = _work(tally.ledger, tally.prices)
     total = whole(parts, tally)
-    batch = int(cfg.reference.batch)
+    batch = int(OmegaConf.select(cfg, "learner.batch") or cfg.reference.batch)
     rate = speed(parts)
     peak = max(
         (tally.prices[price]["memory"] for price in {*tally.ledger["price"]} if price in tally.prices), default=0

@@ -8,7 +8,7 @@ import sys
 import torch
 from torch.optim import Optimizer
 
-from budgetcl.dry_run import _nothing_compiled
+from budgetcl.dry_run import _nothing_compiled, estimate
 
 SMALL = """
 import sys
@@ -24,6 +24,13 @@ def test_a_dry_run_does_not_import_the_compiler() -> None:
     done = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True, check=True)
     assert "kd_mse" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_update_is_priced_at_the_learners_batch(tiny) -> None:
+    """Whatever the reference's; its network's work is in proportion to the images."""
+    eight = estimate(tiny("glyphs", "naive", "learner.batch=8").cfg, "naive").prices["update"]
+    four = estimate(tiny("glyphs", "naive", "learner.batch=4").cfg, "naive").prices["update"]
+    assert 0.5 < four / eight < 0.52  # the optimiser's step costs the same
 
 
 def test_torch_is_left_as_it_was() -> None:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from budgetcl.assemble import build
 from budgetcl.budget.allowance import Budget
+from budgetcl.configuration import compose
 from budgetcl.errors import UserError
 
 WIDTH, STEM = 64, 25 * 16 * 12 * 12  # features; multiply-adds of the stem, which needs no gradient of the images
@@ -256,3 +258,15 @@ def test_a_category_by_name_is_as_good_as_a_list_of_one():
 def test_a_budget_that_is_none_is_refused(settings, message):
     with pytest.raises(UserError, match=message):
         Budget(**settings)
+
+
+@pytest.mark.parametrize("stream", ["glyphs", "uploads", "table", "cloc"])
+@pytest.mark.parametrize(
+    ("budget", "given"),
+    [("updates", "updates=7"), ("passes", "passes=2"), ("flops", "flops=1000000000"), ("delay", "updates=2")],
+)
+def test_every_kind_of_budget_can_be_chosen_on_every_stream(stream, budget, given):
+    path = ["stream.path=photos.csv"] if stream in ("table", "cloc") else []
+    cfg = compose([f"stream={stream}", f"budget={budget}", f"budget.{given}", *path])
+    made, (name, _, value) = build(cfg.budget), given.partition("=")
+    assert getattr(made, name) == int(value)

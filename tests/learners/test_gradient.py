@@ -196,8 +196,8 @@ def test_a_clip_that_is_none_is_refused(clip):
 
 
 def test_an_optimiser_that_refuses_its_settings_says_so_in_one_line(go):
-    with pytest.raises(UserError, match=r"the optimiser refuses its settings: .*learning rate"):
-        go("glyphs", "naive", "optimiser.lr=-1")
+    with pytest.raises(UserError, match=r"the optimiser refuses its settings: .*momentum"):
+        go("glyphs", "naive", "optimiser.momentum=-1")
     with pytest.raises(UserError, match=r"the optimiser refuses its settings: .*Nesterov"):
         go("glyphs", "naive", "optimiser.momentum=0")
 
