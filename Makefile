@@ -32,6 +32,7 @@ bench: .venv/dev
 	$(BIN)/python scripts/bench_metrics.py
 	$(BIN)/python scripts/bench_table.py
 	$(BIN)/python scripts/bench_images.py
+	$(BIN)/python scripts/bench_demo.py
 
 setup: .venv/dev
 

@@ -19,7 +19,7 @@ from budgetcl.budget.ranks import here
 from budgetcl.configuration import plain, run_id
 from budgetcl.controls import plan, prepared
 from budgetcl.errors import UserError
-from budgetcl.foresight import warning
+from budgetcl.foresight import cut, warning
 from budgetcl.loop import Progress, run
 from budgetcl.records.claim import claimed
 from budgetcl.records.record import NoRecord, Record, Results, finished, free_place, settle
@@ -83,8 +83,9 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[R
         "threads": cfg.threads,
         "precision": cfg.precision,
     }
-    if ranks.rank == 0 and (long := warning(cfg, parts)):
-        print(f"note: {long}", flush=True)
+    for said in (warning(cfg, parts), cut(cfg, parts)) if ranks.rank == 0 else ():
+        if said:
+            print(f"note: {said}", flush=True)
     with claimed(place / f".{identity}.lock") if ranks.rank == 0 else nullcontext():
         if (before := ranks.told(finished(place, identity))) and not again:  # made since we looked, by another run
             return _already(before, narrator, ranks.rank > 0)

@@ -1,4 +1,4 @@
-"""What budgetcl adds to a bare PyTorch loop that does the same updates on the same batches.
+"""What budgetcl adds to a bare PyTorch loop that makes the same updates, on batches of the same sizes.
 
     python scripts/bench_overhead.py
 

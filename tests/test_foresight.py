@@ -8,7 +8,7 @@ from budgetcl import foresight
 from budgetcl.budget.allowance import Budget
 from budgetcl.budget.prices import Prices
 from budgetcl.cli import main
-from budgetcl.foresight import LIGHT, warning
+from budgetcl.foresight import LIGHT, cut, warning
 from budgetcl.models.heads import LinearHead
 from budgetcl.models.network import Network
 from budgetcl.models.pretrained import torchvision
@@ -113,3 +113,21 @@ def test_the_estimate_of_a_real_run_goes_by_its_work(monkeypatch, tiny, method):
     else:
         assert "hours without a GPU" in said
         assert "stream.size" not in said
+
+
+@pytest.mark.parametrize(
+    ("stream", "method", "batch", "said"),
+    [
+        ("uploads", "naive", 16, None),
+        ("uploads", "naive", 17, "learner.batch=17, and the first step reveals 16 samples"),
+        ("glyphs", "naive", 104, None),  # 10 classes x 8 of pretraining, and 3 x 8 new ones
+        ("glyphs", "naive", 105, "reveals 104 samples"),
+        ("uploads", "last_label", 16, None),
+    ],
+)
+def test_batches_that_the_first_step_cannot_fill_are_said(tiny, stream, method, batch, said):
+    made = tiny(stream, method, *([] if method == "last_label" else [f"learner.batch={batch}"]))
+    if said is None:
+        assert cut(made.cfg, made) is None
+    else:
+        assert said in cut(made.cfg, made)
