@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit status: 0, 1 if a run of several failed, 2 for bad input (one line says what mends it), 130 after
+        The exit status: 0, 1 if some of several runs failed, 2 for bad input (one line says what mends it), 130 after
         Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"{error.strerror or error}: {error.filename or 'disk'}")
         return 2
     except KeyboardInterrupt:
-        print("budgetcl: stopped; the record so far is readable and says that it is unfinished", file=sys.stderr)
+        print("budgetcl: stopped; what is recorded so far is readable and says that it is unfinished", file=sys.stderr)
         return 130
 
 

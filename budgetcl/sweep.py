@@ -24,11 +24,13 @@ class Outcome:
         overrides: what it was asked to be.
         state: DONE, ALREADY (it was finished before) or FAILED.
         reason: why it failed.
+        bad_input: whether what was given is to blame.
     """
 
     overrides: tuple[str, ...]
     state: str
     reason: str = ""
+    bad_input: bool = False
 
 
 def sweep(arguments: Sequence[str]) -> int:
@@ -38,7 +40,7 @@ def sweep(arguments: Sequence[str]) -> int:
         arguments: overrides, ``method=a,b 'seed=range(0,5)'``, the launcher's included.
 
     Returns:
-        The exit status: 1 where a run failed.
+        The exit status: 1 where a run failed, 2 where all did on bad input.
 
     Raises:
         UserError: bad input, or the launcher itself gave up.
@@ -77,7 +79,7 @@ def one_of_several(cfg: DictConfig) -> Outcome:
         if processes() > 1:  # the others would wait for this one: it has to end, and they with it
             raise
         print(f"failed: {' '.join(overrides)}: {reason(error)}", flush=True)
-        return Outcome(overrides, FAILED, reason(error))
+        return Outcome(overrides, FAILED, reason(error), isinstance(error, UserError))
     return Outcome(overrides, DONE if fresh else ALREADY)
 
 
@@ -85,9 +87,14 @@ def summarise(outcomes: Sequence[Outcome]) -> int:
     """Say what became of the runs, the failed ones by what they do not share with the others, and return the status."""
     shared: set[Any] = set.intersection(*(set(each.overrides) for each in outcomes)) if len(outcomes) > 1 else set()
     failed = [outcome for outcome in outcomes if outcome.state == FAILED]
+    status = 0 if not failed else 2 if all(outcome.bad_input for outcome in outcomes) else 1
     counts = {state: sum(outcome.state == state for outcome in outcomes) for state in (DONE, ALREADY, FAILED)}
     print(f"{len(outcomes)} runs: {', '.join(f'{n} {state}' for state, n in counts.items() if n)}", flush=True)
+    reasons = {outcome.reason for outcome in failed}
+    if status == 2 and len(reasons) == 1:  # what the runs share is to blame: one line says it
+        print(f"budgetcl: {reasons.pop()}", file=sys.stderr, flush=True)
+        failed = []
     for outcome in failed:
         own = " ".join(override for override in outcome.overrides if override not in shared)
         print(f"budgetcl: failed: {own or ' '.join(outcome.overrides)}: {outcome.reason}", file=sys.stderr, flush=True)
-    return 1 if failed else 0
+    return status

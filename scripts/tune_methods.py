@@ -126,7 +126,8 @@ Written by `python scripts/tune_methods.py`, which also makes the runs; do not e
 
 Every method has {TRIALS} trials on the tuning seeds {" and ".join(map(str, SEEDS))}: the learning rates {RATES},
 then its own settings (`method.tune` in its yaml), one after another, then rates around the best. A method without
-settings of its own has more trials for rates; one without a rate has only its settings. Chosen is the smallest rate
+settings of its own has more trials for rates; one without a rate has only its settings; AdamW, whose rates are not
+SGD's, has as many of its own. Chosen is the smallest rate
 within one standard error of the best score. What was chosen is the default: rates in `conf/stream/`, other settings in
 `conf/method/`. *At an edge*: the value is the smallest or the largest that was tried. A rate of about 0.001 or less
 says that a method does best here by hardly learning. More runs than {TRIALS * len(SEEDS)}: the search was made again,

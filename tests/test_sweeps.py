@@ -165,6 +165,16 @@ def test_failed_runs_are_listed_at_the_end_and_stop_no_other(tmp_path, capfd, la
     assert len([run for run in find([tmp_path]) if run.finished]) == 2
 
 
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=["basic", "joblib"])
+def test_what_all_runs_share_is_refused_in_one_line(tmp_path, capfd, launcher):
+    assert budgetcl(tmp_path, "-m", "seed=0,1", "learner.window=0", *launcher) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("budgetcl: ")]
+    assert line.startswith("budgetcl: window=0 given") or "learner.window=0 given" in line
+    assert budgetcl(tmp_path, "-m", "seed=-1,-2", *launcher) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("budgetcl: ")]
+    assert [line.split(": ")[2] for line in lines] == ["seed=-1", "seed=-2"]
+
+
 def test_what_nobody_foresaw_fails_one_run_and_says_where(tmp_path, capfd, monkeypatch, unrehearsed):
     fit = Blind.fit
 
