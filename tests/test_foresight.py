@@ -66,8 +66,8 @@ def test_of_small_runs_and_on_a_gpu_the_speed_is_not_measured(foreseen):
     assert asked == []
 
 
-def test_a_large_network_on_few_pictures_is_not_taken_for_a_small_run():
-    """ViT-B/16 does 35 GFLOP a picture of 224 pixels: 3,000 of them, three times, take hours on any processor."""
+def test_a_large_network_on_few_pictures_is_no_light_work():
+    """So its speed is looked at. ViT-B/16 does 35 GFLOP a picture of 224 pixels; here are 3,000, three times."""
     network = Network(torchvision("vit_b_16"), LinearHead(768))
     network.grow(10, np.random.default_rng(0))
     forward = Prices().forward(network.eval(), torch.zeros(1, 3, 224, 224, dtype=torch.uint8)).total

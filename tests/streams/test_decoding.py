@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -143,6 +145,23 @@ def broken(folder):
     (folder / "bomb.png").write_bytes(png(30_000, 30_000, 8, 2, b"\0" * 100))
     (folder / "mine.png").write_bytes(png(9_460, 9_460, 8, 0, b"\0" * 100))  # under what Pillow itself refuses
     save(folder / "other.ppm", np.zeros((16, 16, 3)))
+
+
+def test_a_monstrous_picture_is_refused_without_a_warning_beside(tmp_path):
+    """In a process of its own: pytest has filters for warnings of its own."""
+    broken(tmp_path)
+    code = """
+import sys
+from budgetcl.streams.decoding import Damaged, decoded
+try:
+    decoded(sys.argv[1], str, 16, 3)
+except Damaged as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "mine.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "89,478,485 at most" in done.stdout
+    assert done.stderr == ""
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
