@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"{error.strerror or error}: {error.filename or 'disk'}")
         return 2
     except KeyboardInterrupt:
-        print("budgetcl: stopped; what is recorded so far is readable and says that it is unfinished", file=sys.stderr)
+        print("budgetcl: stopped; a record that was begun is readable and says that it is unfinished", file=sys.stderr)
         return 130
 
 

@@ -20,7 +20,7 @@ _HOW_READ = ("workers", "memory", "cache")  # of a stream: how its pictures are 
 # Overrides of these do not make another method.
 _NOT_THE_METHOD = (
     "method", "seed", "stream", "output", "name", "rerun", "device", "query", "tracker", "threads", "experiment",
-    "hydra", "control", "unlimited_passes", "channels_last", "compile",
+    "hydra", "control", "unlimited_passes", "channels_last", "compile", "short_batches",
 )  # fmt: skip
 
 
@@ -44,10 +44,20 @@ def run_id(config: Mapping[str, Any]) -> str:
     """Return the hash of the scientific part of a configuration."""
     data = {key: config[key] for key in SCIENTIFIC}
     data["stream"] = {key: value for key, value in config["stream"].items() if key not in _HOW_READ}
+    data["learner"] = _asked(data["learner"])
     data["method"], data["accounting"] = config["method"]["name"], ACCOUNTING_VERSION
     if config["control"] is not None:  # another run on the same settings
         data["control"], data["unlimited_passes"] = config["control"], config["unlimited_passes"]
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _asked(learner: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a learner's settings without the permissions that were not given: a run without them is the same run."""
+    return {
+        key: _asked(value) if isinstance(value, Mapping) else value
+        for key, value in learner.items()
+        if not (key == "short_batches" and value is False)
+    }
 
 
 def method_label(name: str, overrides: Sequence[str]) -> str:

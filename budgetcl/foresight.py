@@ -1,14 +1,12 @@
-"""What a run is told before it begins: what would be refused on its way, batches cut, hours without a GPU."""
+"""What a run is told before it begins: what would be refused on its way, hours without a GPU."""
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from budgetcl.assemble import Parts
 from budgetcl.dry_run import rehearse, speed, whole
 from budgetcl.errors import UserError
-from budgetcl.memory.memory import Memory
-from budgetcl.streams.stream import PRETRAIN
 
 HOUR = 3600.0
 LIGHT = 3e12  # FLOPs that any processor gets through in an hour: the speed of this one need not be looked at
@@ -44,19 +42,6 @@ def warning(cfg: DictConfig, parts: Parts) -> str | None:
         f"this run is estimated at {seconds / HOUR:,.1f} hours without a GPU; shorter: {smaller}"
         f"a lower budget.{given} (now {_said(getattr(budget, given))}), fewer samples, or a smaller backbone; "
         "budgetcl price with the same settings shows what costs how much"
-    )
-
-
-def cut(cfg: DictConfig, parts: Parts) -> str | None:
-    """Return what to say where the first batches cannot be as large as they should; None where they can."""
-    stream, batch = parts.source.stream, OmegaConf.select(cfg, "learner.batch")
-    there = len(stream.rows(PRETRAIN)) + int(stream.bounds[1])
-    if not isinstance(getattr(parts.learner, "memory", None), Memory) or batch <= there:
-        return None
-    return (
-        f"learner.batch={batch}, and the first step reveals {there} samples: until there are more, batches are cut to "
-        "what is there and cost less, so that an allowance pays for more of them; lower learner.batch and "
-        "reference.batch, or reveal more per step"
     )
 
 

@@ -40,6 +40,7 @@ class Progress:
         step: the step just done.
         steps: how many there are.
         utilisation: the share of the step's allowance that was spent.
+        left: the share of the whole run's allowance that later steps will be granted.
         accuracy: on what was predicted in this step: held-out samples where there were any, else the next samples.
         seconds: since the start.
         damaged: what is wrong with the pictures that could not be read for the first time.
@@ -48,6 +49,7 @@ class Progress:
     step: int
     steps: int
     utilisation: float
+    left: float
     accuracy: float
     seconds: float
     damaged: tuple[str, ...] = ()
@@ -83,6 +85,7 @@ def run(
     predict = _Predict(source, learner, compute, record, revealed, query_size)
     audited = int(generator(seed, "audit").integers(len(source.stream)))
     steps: dict[str, list[Any]] = {name: [] for name in _MEASURED}
+    left = compute.budget.left(np.diff(source.stream.bounds))
     try:
         for step in source.stream:
             clock, updates = time.perf_counter(), compute.updates
@@ -116,6 +119,7 @@ def run(
                     step.number,
                     len(source.stream),
                     compute.ledger.spent / max(1, compute.ledger.allowance),
+                    float(left[step.number]),
                     heldout if step.heldout else ahead,
                     now - started,
                     tuple(revealed.damaged.values())[known:],

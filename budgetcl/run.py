@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
+import shutil
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from budgetcl.budget.ranks import here
 from budgetcl.configuration import plain, run_id
 from budgetcl.controls import plan, prepared
 from budgetcl.errors import UserError
-from budgetcl.foresight import cut, warning
+from budgetcl.foresight import warning
 from budgetcl.loop import Progress, run
 from budgetcl.records.claim import claimed
 from budgetcl.records.record import NoRecord, Record, Results, finished, free_place, settle
@@ -27,8 +30,10 @@ from budgetcl.records.tracker import Guarded
 from budgetcl.streams.batch import Source
 from budgetcl.streams.prefetch import begin
 
+_BACK = "\r\x1b[K"  # to the beginning of the terminal's line, and clear it
 
-def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[Results, bool]:
+
+def execute(cfg: DictConfig, overrides: Sequence[str], several: bool, alone: bool = True) -> tuple[Results, bool]:
     """Run a configuration, write its record, and say where it lies.
 
     A run that is finished already is not made again, unless ``rerun=true``: equal identities have equal results. Of
@@ -39,6 +44,7 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[R
         overrides: what was overridden on the command line; it tells rows of one method apart, and controls are composed
             from it.
         several: whether this is one of several runs; it then says one line at its end.
+        alone: whether no other run writes into the same terminal at the same time.
 
     Returns:
         The record, and whether it was made now.
@@ -54,7 +60,7 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[R
     planned, again = plan(cfg, overrides), cfg.rerun
     place, identity = Path(str(cfg.output)) / str(cfg.name), run_id(plain(planned.asked))
     ranks = here()
-    narrator = _Narrator(quiet=several)
+    narrator = _Narrator(f"{planned.label} seed {cfg.seed}", several, alone)
     if (before := ranks.told(finished(place, identity))) and not again:
         return _already(before, narrator, ranks.rank > 0)
     cfg, parts, budget = prepared(planned.asked, overrides)
@@ -83,10 +89,9 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[R
         "threads": cfg.threads,
         "precision": cfg.precision,
     }
-    for said in (warning(cfg, parts), cut(cfg, parts)) if ranks.rank == 0 else ():
-        if said:
-            print(f"note: {said}", flush=True)
-    with claimed(place / f".{identity}.lock") if ranks.rank == 0 else nullcontext():
+    if ranks.rank == 0 and (said := warning(cfg, parts)):
+        print(f"note: {said}", flush=True)
+    with claimed(place / f".{identity}.lock") if ranks.rank == 0 else nullcontext(), _room(place):
         if (before := ranks.told(finished(place, identity))) and not again:  # made since we looked, by another run
             return _already(before, narrator, ranks.rank > 0)
         folder = before.folder if before else place / f"{_safe(method)}-{stream.name}-{cfg.seed}-{identity}"
@@ -111,6 +116,7 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool) -> tuple[R
                 summary.update(metric(results))
             record.conclude({key: _finite(value) for key, value in summary.items()})
         except BaseException as error:
+            narrator.leave()
             spent = {name: np.array(column) for name, column in parts.compute.ledger.rows().items()}
             tracker.end({**summary, "failed": reason(error)}, spent)
             raise
@@ -141,6 +147,20 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {said} ({Path(place.filename).name}, line {place.lineno})"
 
 
+@contextmanager
+def _room(place: Path) -> Iterator[None]:
+    """Say of a full disk what is full and what mends it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{os.strerror(error.errno)}: '{error.filename or place}' could not be written: free some space, or set "
+            "output to a larger disk; the record is unfinished, and the same command makes it anew"
+        ) from error
+
+
 def _already(results: Results, narrator: _Narrator, silent: bool) -> tuple[Results, bool]:
     if not silent:
         narrator.end(results, "already done: ")
@@ -148,35 +168,55 @@ def _already(results: Results, narrator: _Narrator, silent: bool) -> tuple[Resul
 
 
 class _Narrator:
-    """A live line per time step in a terminal, at most ten plain ones elsewhere, one at the end of one of many runs."""
+    """A live line per time step in a terminal; elsewhere at most ten plain ones, of one of many runs only its end.
 
-    def __init__(self, quiet: bool) -> None:
-        self._quiet, self._live = quiet, sys.stdout.isatty() and not quiet
+    Args:
+        name: the run's.
+        several: whether this is one of several runs: its live line then says its name, and its end takes the line's
+            place.
+        alone: whether no other run writes into the same terminal at the same time.
+    """
+
+    def __init__(self, name: str, several: bool, alone: bool) -> None:
+        self._name = f" · {name}" if several else ""
+        self._several, self._live, self._open = several, sys.stdout.isatty() and alone, False
 
     def __call__(self, progress: Progress) -> None:
+        if progress.damaged:
+            self.leave()
         for reason in progress.damaged:
             print(f"budgetcl: step {progress.step}: {reason}; the run goes on without it", file=sys.stderr)
         done = progress.step + 1
         tenth = max(1, progress.steps // 10)
-        if self._quiet or (not self._live and done % tenth and done < progress.steps):
+        if not self._live and (self._several or (done % tenth and done < progress.steps)):
             return
         eta = progress.seconds / done * (progress.steps - done)
         text = (
-            f"step {done}/{progress.steps} · budget left {1 - progress.utilisation:.0%} · "
-            f"accuracy {progress.accuracy:.1%} · {progress.seconds:.0f} s, {eta:.0f} s to go"
+            f"step {done}/{progress.steps} · budget left {progress.left:.0%}, "
+            f"used in this step {progress.utilisation:.1%} · "
+            f"accuracy {progress.accuracy:.1%} · {progress.seconds:.0f} s, {eta:.0f} s to go{self._name}"
         )
-        print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", flush=True)
+        if self._live:
+            print(f"{_BACK}{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+            self._open = True
+        else:
+            print(text, flush=True)
+
+    def leave(self) -> None:
+        """Leave the live line, if there is one: the next thing said begins a line of its own."""
+        if self._open:
+            print(end=_BACK if self._several else "\n", flush=True)
+            self._open = False
 
     def end(self, results: Results, before: str = "") -> None:
         """Say the run's numbers and where its record lies; ``before`` stands in front."""
-        if self._live and not before:
-            print()
+        self.leave()
         names = ("average_accuracy", "final_accuracy", "online", "near_future", "retention")
         summary, folder = results.summary, results.folder
         shown = (name for name in names if summary.get(name) is not None)
         numbers = " · ".join(f"{name.replace('_', ' ')} {summary[name]:.1%}" for name in shown)
         print(f"{before}{summary['method']} · {summary['stream']} · seed {summary['seed']}: {numbers}", flush=True)
-        if not self._quiet:
+        if not self._several:
             print(f"record: {folder}\nfor tables and plots: budgetcl report {folder}")
             if before:
                 print("to run it again: rerun=true")

@@ -53,6 +53,10 @@ def sweep(arguments: Sequence[str]) -> int:
         assert hydra is not None
         try:
             batches = hydra.multirun("run", one_of_several, searched(arguments), with_log_configuration=False)
+        except OSError as error:  # of the sweep's folder; what goes wrong in a run stays there
+            raise UserError(
+                f"the output folder '{error.filename}' cannot be written ({error.strerror}): set output to one that can"
+            ) from error
         except Exception as error:
             if type(error).__module__.split(".")[0] not in ("joblib", "submitit"):
                 raise
@@ -70,10 +74,11 @@ def one_of_several(cfg: DictConfig) -> Outcome:
     from budgetcl.budget.ranks import leave, processes
     from budgetcl.run import execute, reason
 
-    given = HydraConfig.get().overrides
+    given, launcher = HydraConfig.get().overrides, HydraConfig.get().launcher
+    alone = launcher._target_.endswith(".BasicLauncher")  # hydra's own, one after another; any other may not be
     overrides, folders = tuple(given.task), [o for o in given.hydra if o.startswith("hydra.searchpath=")]
     try:
-        _, fresh = execute(cfg, [*folders, *overrides], several=True)
+        _, fresh = execute(cfg, [*folders, *overrides], several=True, alone=alone)
         leave()
     except Exception as error:
         if processes() > 1:  # the others would wait for this one: it has to end, and they with it

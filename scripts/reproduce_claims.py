@@ -58,7 +58,7 @@ def make(job: Job, output: Path, until: float) -> str:
     torch.set_num_threads(1)
     overrides = job.overrides(output)
     try:
-        execute(compose(overrides), overrides, several=True)
+        execute(compose(overrides), overrides, several=True, alone=False)
     except Exception as error:
         return f"failed: {reason(error)}"
     return ""

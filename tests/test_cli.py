@@ -1,7 +1,10 @@
 """The command line, end to end: run, run -m, list, price, report, and components of one's own from outside."""
 
+import contextlib
 import csv
 import json
+import os
+import pty
 import subprocess
 import sys
 import time
@@ -53,11 +56,35 @@ def test_run_says_its_steps_its_numbers_and_where_the_record_is(tmp_path, capfd)
     lines = out.splitlines()
     assert err == ""
     assert [line.split(" · ")[0] for line in lines[:3]] == ["step 1/3", "step 2/3", "step 3/3"]
-    assert all("budget left 0%" in line and "accuracy" in line and "to go" in line for line in lines[:3])
     (run,) = records(tmp_path).values()
+    used = run.steps["spent"] / run.steps["allowance"]
+    for line, left, share in zip(lines, ("67%", "33%", "0%"), used):
+        assert f"budget left {left}, used in this step {share:.1%} · accuracy" in line
+        assert "to go" in line
     assert f"final accuracy {run.summary['final_accuracy']:.1%}" in lines[3]
     assert lines[4] == f"record: {run.folder}"
     assert run.folder.parent == tmp_path / "trial"
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_in_a_terminal_one_line_lives_until_the_run_ends(tmp_path, several):
+    settings = [*SMALL, f"output={tmp_path}", *(["-m", "seed=0"] if several else [])]
+    said = b""
+    process, terminal = pty.fork()
+    if process == 0:  # the run, in a terminal of its own
+        os.environ["COLUMNS"] = "200"
+        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115 - they end with the process
+        os._exit(main(["run", *settings]))
+    with contextlib.suppress(OSError):  # the terminal closes with the run
+        while part := os.read(terminal, 4096):
+            said += part
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    first, *rest = said.decode().split("\r\x1b[K")
+    assert first == ""
+    assert [line.split(" · budget")[0] for line in rest[:3]] == ["step 1/3", "step 2/3", "step 3/3"]
+    assert all("\n" not in line and ("to go · naive(" in line) == several for line in rest[:2])
+    if several:  # the end takes the line's place
+        assert rest[3].startswith("naive(reference.batch=8,budget.updates=4) · glyphs · seed 0: ")
 
 
 def test_many_steps_are_said_in_ten_lines_where_nobody_watches(tmp_path, capfd):

@@ -1,3 +1,4 @@
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,9 @@ from budgetcl import foresight
 from budgetcl.budget.allowance import Budget
 from budgetcl.budget.prices import Prices
 from budgetcl.cli import main
-from budgetcl.foresight import LIGHT, cut, warning
+from budgetcl.configuration import plain, run_id
+from budgetcl.errors import UserError
+from budgetcl.foresight import LIGHT, warning
 from budgetcl.models.heads import LinearHead
 from budgetcl.models.network import Network
 from budgetcl.models.pretrained import torchvision
@@ -116,18 +119,44 @@ def test_the_estimate_of_a_real_run_goes_by_its_work(monkeypatch, tiny, method):
 
 
 @pytest.mark.parametrize(
-    ("stream", "method", "batch", "said"),
+    ("stream", "method", "batch", "there"),
     [
         ("uploads", "naive", 16, None),
-        ("uploads", "naive", 17, "learner.batch=17, and the first step reveals 16 samples"),
+        ("uploads", "naive", 17, 16),
+        ("uploads", "polrs", 17, 16),
         ("glyphs", "naive", 104, None),  # 10 classes x 8 of pretraining, and 3 x 8 new ones
-        ("glyphs", "naive", 105, "reveals 104 samples"),
-        ("uploads", "last_label", 16, None),
+        ("glyphs", "naive", 105, 104),
+        ("uploads", "gdumb", 13, 12),  # new samples must win their place first
+        ("uploads", "reservoir", 17, 16),
     ],
 )
-def test_batches_that_the_first_step_cannot_fill_are_said(tiny, stream, method, batch, said):
-    made = tiny(stream, method, *([] if method == "last_label" else [f"learner.batch={batch}"]))
-    if said is None:
-        assert cut(made.cfg, made) is None
-    else:
-        assert said in cut(made.cfg, made)
+def test_a_batch_larger_than_what_is_there_is_refused_before_the_run_or_cut_where_that_is_allowed(
+    tiny, stream, method, batch, there
+):
+    given = ["budget.updates=60", f"learner{'.learner' if method == 'polrs' else ''}.batch={batch}"]
+    if method in ("gdumb", "reservoir"):
+        given.append("memory.capacity=12")
+    made = tiny(stream, method, *given)
+    if there is None:
+        assert warning(made.cfg, made) is None
+        return
+    said = f"learner.batch={batch} given, and in step 0 {there} samples are there to learn from: lower reference.batch"
+    with pytest.raises(UserError, match=said):
+        warning(made.cfg, made)
+    made = tiny(
+        stream, method, *given, "learner.learner.short_batches=true" if method == "polrs" else "short_batches=true"
+    )
+    assert warning(made.cfg, made) is None
+
+
+def test_where_a_batch_may_be_short_it_is_all_that_is_there_and_the_allowance_pays_for_more(go):
+    cut = go("uploads", "naive", "learner.batch=24", "short_batches=true", "budget.updates=6")
+    full = go("uploads", "naive", "learner.batch=16", "budget.updates=6")  # the first step reveals 16
+    assert cut.steps["updates"][0] == full.steps["updates"][0] > cut.steps["updates"][1]
+
+
+def test_a_permission_that_is_not_given_leaves_the_runs_identity_as_it_was(as_it_ships):
+    refused, cut = plain(as_it_ships("stream=uploads")), plain(as_it_ships("stream=uploads", "short_batches=true"))
+    before = copy.deepcopy(refused)
+    del before["learner"]["short_batches"]
+    assert run_id(refused) == run_id(before) != run_id(cut)

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from budgetcl.budget.currencies import Currency, Flops
 from budgetcl.budget.ledger import CATEGORIES
@@ -16,6 +17,7 @@ from budgetcl.models.network import Network
 from budgetcl.objectives.objective import Objective
 from budgetcl.randomness import generator
 from budgetcl.streams.batch import Batch
+from budgetcl.streams.stream import IntArray
 
 
 class Reference:
@@ -144,6 +146,18 @@ class Budget:
         if isinstance(self.updates, tuple):
             return sum(self._updates_in(step) for step in range(steps))
         return steps * (self.updates or 0)
+
+    def left(self, revealed: IntArray) -> NDArray[np.float64]:
+        """Return for each step the share of the whole stream's allowance that is still to be granted after it.
+
+        Args:
+            revealed: (steps,) how many samples each step reveals.
+        """
+        if isinstance(self.updates, tuple):
+            granted = np.array([self._updates_in(step) for step in range(len(revealed))], np.float64)
+        else:
+            granted = revealed.astype(np.float64) if self.passes is not None else np.ones(len(revealed))
+        return 1 - np.cumsum(granted) / max(granted.sum(), 1e-12)
 
     def _updates_in(self, step: int) -> float:
         if isinstance(self.updates, tuple):

@@ -58,6 +58,8 @@ class GradientLearner:
         backbone_rate: the backbone's learning rate, as a factor on the head's (a slow backbone: SLCA, ICCV 2023).
         restart: None goes on from the last step's weights; "pretrained" begins each step from the backbone as it came
             (GDumb, ECCV 2020), "scratch" from fresh weights.
+        short_batches: whether a batch may be smaller, of all that is there, while the memory holds fewer samples than
+            ``batch``; otherwise that is refused. Smaller batches cost less, so an allowance pays for more of them.
         seed: the run's seed.
     """
 
@@ -80,9 +82,12 @@ class GradientLearner:
         clip: float | None = None,
         backbone_rate: float = 1.0,
         restart: str | None = None,
+        short_batches: bool = False,
         seed: int = 0,
     ) -> None:
         at_least(1, **{"learner.batch": batch})
+        if not isinstance(short_batches, bool):
+            raise UserError(f"short_batches={short_batches!r} given; true or false is expected")
         between(0, 1e3, **{"learner.backbone_rate": backbone_rate})
         if restart is not None:
             one_of(("pretrained", "scratch"), **{"learner.restart": restart})
@@ -104,7 +109,7 @@ class GradientLearner:
             )
         self._make_optimiser, self._schedule, self._part = optimiser, schedule, part
         self._sampler, self._objective = sampler, objective
-        self._batch, self._clip, self._seed = batch, clip, seed
+        self._batch, self._short_batches, self._clip, self._seed = batch, short_batches, clip, seed
         self._backbone_rate, self._restart = backbone_rate, restart
         self._began: dict[str, Tensor] | None = None
         self._image_bytes = self._pretraining_classes = 0
@@ -220,7 +225,14 @@ class GradientLearner:
         return rows, batch
 
     def _begun(self, place: Place, update: int) -> tuple[IntArray, Pending[Batch]]:
-        rows = self._sampler.draw(min(self._batch, len(self.memory)), update)
+        there = len(self.memory)
+        if self._batch > there and not self._short_batches:
+            raise UserError(
+                f"learner.batch={self._batch} given, and in step {place.step} {there} samples are there to learn from: "
+                "lower reference.batch (learner.batch follows it), reveal more per step, or set short_batches=true, "
+                "which trains on what is there"
+            )
+        rows = self._sampler.draw(min(self._batch, there), update)
         index = self.memory.index[rows]
         if self._cached:
             return rows, Pending(lambda: Batch(self._features(rows, place), *place.revealed.targets(index)))

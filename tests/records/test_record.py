@@ -224,13 +224,22 @@ def test_a_full_disk_is_one_line_and_leaves_no_result(tmp_path, monkeypatch, cap
     monkeypatch.setattr(pq, "ParquetWriter", makes_writer)
     assert budgetcl(tmp_path) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("budgetcl: No space left on device")
+    assert line.startswith(f"budgetcl: No space left on device: '{file}' could not be written")
+    assert "free some space, or set output to a larger disk" in line
     assert not only(tmp_path).finished
 
 
 def test_an_output_folder_that_cannot_be_written_is_one_line(tmp_path, capfd):
     (tmp_path / "file").write_text("")
     assert budgetcl(tmp_path / "file") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("budgetcl: the output folder ")
+    assert "set output to one that can" in line
+
+
+def test_so_is_one_of_a_sweep(tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    assert budgetcl(tmp_path / "file", "-m", "seed=0,1") == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("budgetcl: the output folder ")
     assert "set output to one that can" in line
