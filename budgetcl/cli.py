@@ -250,10 +250,12 @@ def _said(error: BaseException, overrides: Sequence[str]) -> str:
 
 
 def _price(overrides: list[str]) -> int:
-    from budgetcl.dry_run import price
+    from budgetcl.configuration import composed_beside
 
-    with _one_line_errors(overrides):
-        price(overrides)
+    with _one_line_errors(overrides), composed_beside(overrides) as configurations:
+        from budgetcl.dry_run import price  # imports torch, which takes longest
+
+        price(configurations())
     return 0
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +91,36 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     finally:
         if around is not None:
             GlobalHydra.instance().initialize(around)
+
+
+def compose_each(overrides: Sequence[str]) -> list[DictConfig]:
+    """Return the configuration of each method of ``method=a,b``."""
+    methods = [o.partition("=")[2] for o in overrides if o.startswith("method=")] or ["naive"]
+    others = [o for o in overrides if not o.startswith("method=")]
+    return [compose([*others, f"method={method}"]) for method in methods[-1].split(",")]
+
+
+@contextmanager
+def composed_beside(overrides: Sequence[str]) -> Iterator[Callable[[], list[DictConfig]]]:
+    """Compose the configuration of each method in another process, while this one does something else.
+
+    Yields:
+        What returns them; it raises what :func:`compose_each` raises.
+    """
+    text = "import pickle, sys; from budgetcl.configuration import compose_each as each; "
+    text += "sys.stdout.buffer.write(pickle.dumps(each(sys.argv[1:])))"
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # it finds what this process finds
+    command = [sys.executable, "-P", "-c", text, *overrides]
+    with subprocess.Popen(command, env=paths, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+
+        def configurations() -> list[DictConfig]:
+            said = process.communicate()[0]
+            return compose_each(overrides) if process.returncode else pickle.loads(said)  # whoever fails says why here
+
+        try:
+            yield configurations
+        finally:
+            process.kill()
 
 
 def searched(overrides: Sequence[str]) -> list[str]:

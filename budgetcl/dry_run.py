@@ -6,6 +6,8 @@ import contextlib
 import copy
 import gc
 import math
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,6 @@ from torch.optim import Optimizer
 from budgetcl.assemble import Parts, make_parts
 from budgetcl.budget.compute import Compute
 from budgetcl.budget.prices import Prices
-from budgetcl.configuration import compose
 from budgetcl.loop import Progress, run
 from budgetcl.objectives.cross_entropy import CrossEntropy
 from budgetcl.streams.batch import Batch, Source
@@ -119,15 +120,12 @@ class Estimate:
     simulated: tuple[int, int]
 
 
-def price(overrides: Sequence[str]) -> None:
-    """Print what each method of ``method=a,b`` would cost."""
+def price(configurations: Sequence[DictConfig]) -> None:
+    """Print what the method of each configuration would cost."""
     from rich.console import Console
     from rich.table import Table
 
-    configurations = list(_configurations(overrides))
-    prices, seconds = Prices(), _SECONDS / len(configurations)
-    with _nothing_compiled():
-        estimates = [estimate(cfg, cfg.method.name, seconds, prices) for cfg in configurations]
+    estimates = _shared(configurations, _SECONDS / len(configurations))
     table = Table(title="What it would cost (nothing is trained)", title_justify="left")
     table.add_column("method")
     for name in (
@@ -165,11 +163,24 @@ def price(overrides: Sequence[str]) -> None:
     print("FLOP = 2 x multiply-add. Time is an estimate from this machine's speed on one small batch.")
 
 
-def _configurations(overrides: Sequence[str]) -> Iterator[DictConfig]:
-    methods = [o.partition("=")[2] for o in overrides if o.startswith("method=")] or ["naive"]
-    others = [o for o in overrides if not o.startswith("method=")]
-    for method in methods[-1].split(","):
-        yield compose([*others, f"method={method}"])
+def _estimates(configurations: Sequence[DictConfig], prices: Prices, seconds: float) -> list[Estimate]:
+    with _nothing_compiled():
+        return [estimate(cfg, cfg.method.name, seconds, prices) for cfg in configurations]
+
+
+def _shared(configurations: Sequence[DictConfig], seconds: float) -> list[Estimate]:
+    """Return the estimates of several methods, in their order, made in two processes where that can be had."""
+    mine, others = configurations[::2], configurations[1::2]
+    if not others or (os.cpu_count() or 1) == 1 or "fork" not in multiprocessing.get_all_start_methods():
+        return _estimates(configurations, Prices(), seconds)
+    from concurrent.futures import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as helper:  # it has torch already
+        pending = helper.submit(_estimates, others, Prices(), seconds)
+        estimates: list[Any] = [None] * len(configurations)
+        estimates[::2] = _estimates(mine, Prices(), seconds)
+        estimates[1::2] = pending.result()
+    return estimates
 
 
 def rehearse(

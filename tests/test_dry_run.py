@@ -12,9 +12,10 @@ from budgetcl.dry_run import _nothing_compiled, estimate
 
 SMALL = """
 import sys
+from budgetcl.configuration import compose_each
 from budgetcl.dry_run import price
-price(["stream=glyphs", "stream.pretrain_classes=8", "stream.stream_classes=4", "stream.steps=2",
-       "method=naive,kd_mse", "learner.batch=8", "reference.batch=8", "budget.updates=2"])
+price(compose_each(["stream=glyphs", "stream.pretrain_classes=8", "stream.stream_classes=4", "stream.steps=2",
+       "method=naive,kd_mse", "learner.batch=8", "reference.batch=8", "budget.updates=2"]))
 print(sorted({"torch._dynamo", "torch._inductor", "torch.distributed.tensor"} & set(sys.modules)))
 """
 
