@@ -1,5 +1,7 @@
 """What choosing samples costs: herding and k-means on 200,000 x 512 features, draws from 10 million samples.
 
+Draws are also timed after 10 and after 4,000 steps, from as many samples.
+
     python scripts/bench_samplers.py [threads]
 
 Each line has the same work beside it as scikit-learn, or numpy written the obvious way, does it. Wall and CPU seconds,
@@ -33,6 +35,7 @@ from budgetcl.randomness import generator  # noqa: E402
 
 ROWS, WIDTH, CLASSES, PICKS = 200_000, 512, 100, 20
 MEMORY, BATCH = 10_000_000, 128
+LIVED, STEPS = 1_000_000, (10, 4_000)
 
 
 def seconds(work: Callable[[], Any], repeat: int = 1) -> tuple[float, float]:
@@ -53,8 +56,9 @@ def line(name: str, mine: tuple[float, float], other: str = "", theirs: tuple[fl
         unit, factor = ("s ", 1.0) if pair[0] >= 0.1 else ("ms", 1e3)
         return f"{pair[0] * factor:8.2f} {unit} wall {pair[1] * factor:8.2f} {unit} CPU"
 
-    beside = f"   {other} {text(theirs)}, ratio of CPU {mine[1] / theirs[1]:.3f}" if theirs is not None else ""
-    print(f"{name:<46}{text(mine)}{beside}", flush=True)
+    beside = f" {text(theirs)}, ratio of CPU {mine[1] / theirs[1]:.3f}" if theirs is not None else ""
+    beside = f"   {other}{beside}"
+    print(f"{name:<46}{text(mine)}{beside}".rstrip(), flush=True)
 
 
 def herd_by_numpy(features: np.ndarray, picks: int) -> list[int]:
@@ -121,6 +125,30 @@ def draws() -> None:
         )
 
 
+def lives() -> None:
+    """One batch, and the first of a step, from a million samples that were revealed and used in few or many steps."""
+    for steps in STEPS:
+        for make in (Uniform, ClassBalanced, HalfRecent, RecencyBiased, PowerLaw):
+            sampler, memory, first = make(), Memory(), 0.0
+            random = np.random.default_rng(0)
+            for step, rows in enumerate(np.array_split(np.arange(LIVED), steps)):
+                memory.add(rows, random.integers(0, 10 * CLASSES, len(rows)))
+                place = Place(0, step, memory, SimpleNamespace(), SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+                started = time.process_time()
+                sampler.begin(place)
+                drawn = sampler.draw(BATCH, 0)
+                first += time.process_time() - started
+                memory.used(drawn, step)
+                for _ in range(9):
+                    memory.used(random.integers(0, len(memory), BATCH), step)
+            wall, cpu = seconds(partial(_batches, sampler), 3)
+            line(
+                f"after {steps:,} steps, of {LIVED:,}: {make.__name__}",
+                (wall / 100, cpu / 100),
+                f"first of a step, mean of all: {first / steps * 1e3:.2f} ms CPU",
+            )
+
+
 def _batches(sampler: Sampler) -> None:
     for update in range(100):
         sampler.draw(BATCH, update)
@@ -132,6 +160,7 @@ def main() -> None:
     print(f"{THREADS} threads, load {os.getloadavg()[0]:.1f}, {ROWS:,} x {WIDTH} features, memory of {MEMORY:,}")
     algorithms()
     draws()
+    lives()
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from budgetcl.errors import UserError, at_least
 from budgetcl.memory.by_class import RowsByClass
+from budgetcl.memory.by_use import RowsByUse
 from budgetcl.streams.stream import IntArray
 
 _NONE: IntArray = np.empty(0, np.int64)
@@ -63,6 +64,7 @@ class Memory:
         self._label = np.empty(1024, np.int64)
         self._used = np.empty(1024, _COLUMN)
         self._classes = RowsByClass(_COLUMN)
+        self._uses: RowsByUse | None = None  # from when it is first asked for
         self._stored: dict[str, tuple[Tensor, IntArray]] = {}  # (rows, width), and how wide each row is; 0: nothing
 
     def __len__(self) -> int:
@@ -123,7 +125,16 @@ class Memory:
 
     def used(self, rows: IntArray, step: int) -> None:
         """Note that rows were drawn in a step."""
+        if self._uses is not None:
+            self._uses.add(np.unique(rows[self._used[rows] != step]), step)
         self._used[rows] = step
+
+    def by_use(self, step: int) -> RowsByUse:
+        """Return the rows that were used, by when that was; it is kept up to date until the memory forgets."""
+        if self._uses is None:
+            self._uses = RowsByUse(self.last_used)
+        self._uses.join(step, self.last_used)
+        return self._uses
 
     def settle(self, seed: int) -> None:
         """Forget what exceeds the capacity; ``seed``: of the lots that decide."""
@@ -172,6 +183,7 @@ class Memory:
     def nbytes(self) -> int:
         """Bytes of what is held, without the room to grow: equal for equal rows, however they came."""
         columns = self.index.nbytes + self.label.nbytes + self.last_used.nbytes + self._classes.nbytes
+        columns += self._uses.nbytes if self._uses is not None else 0
         return columns + sum(
             tensor[: self._size].nbytes + widths[: self._size].nbytes for tensor, widths in self._stored.values()
         )
@@ -185,6 +197,7 @@ class Memory:
             "used": self.last_used.copy(),
             "stored": {name: (t[:size].clone(), widths[:size].copy()) for name, (t, widths) in self._stored.items()},
             "new": self.new,
+            **({"uses": self._uses.state_dict()} if self._uses is not None else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -194,3 +207,4 @@ class Memory:
         self._used[: self._size] = state["used"]
         self._stored = {name: (tensor.clone(), widths.copy()) for name, (tensor, widths) in state["stored"].items()}
         self.new = state["new"]
+        self._uses = RowsByUse.of_state(state["uses"]) if "uses" in state else None

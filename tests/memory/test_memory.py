@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from budgetcl.errors import UserError
 from budgetcl.memory.by_class import RowsByClass
+from budgetcl.memory.by_use import RowsByUse
 from budgetcl.memory.capped import BalancedReservoir, Greedy, Newest, Reservoir
 from budgetcl.memory.memory import Memory
 
@@ -43,6 +44,31 @@ def test_rows_of_classes_survive_every_move_of_their_blocks(runs):
     places = np.concatenate([np.arange(len(rows)) for rows in held.values()])
     assert grouped.at(labels, places).tolist() == [row for rows in held.values() for row in rows]
     assert grouped.nbytes == 4 * last + 8 * 3 * (1 + max(held))
+
+
+@given(st.lists(st.lists(st.integers(0, 40), max_size=12), min_size=1, max_size=60), st.booleans())
+def test_each_used_row_counts_in_one_window_and_ages_in_it_are_near_each_other(steps, late):
+    memory = Memory()
+    memory.add(np.arange(41), np.zeros(41, np.int64))
+    for step, rows in enumerate(steps):
+        if not late:
+            memory.by_use(step)
+        for part in (rows[:5], rows[5:]):
+            memory.used(np.array(part, np.int64), step)
+    now = len(steps)
+    uses = memory.by_use(now)
+    window = np.repeat(np.arange(len(uses.ends)), np.diff(uses.ends, prepend=0))
+    rows = uses.at(np.arange(len(window)))
+    last = memory.last_used[rows]
+    there = (uses.first[window] <= last) & (last <= uses.last[window])
+    assert sorted(rows[there].tolist()) == np.flatnonzero(memory.last_used >= 0).tolist()
+    assert (uses.first[1:] > uses.last[:-1]).all()
+    youngest, oldest = 1 + now - uses.last, 1 + now - uses.first
+    assert (oldest <= 2 * youngest).all()
+    assert (oldest[:-1] > 2 * youngest[1:]).all()  # no more windows than need be
+    again = RowsByUse.of_state(uses.state_dict())
+    assert again.at(np.arange(len(window))).tolist() == rows.tolist()
+    assert again.nbytes == uses.nbytes == 4 * len(rows) + 3 * 8 * len(uses.ends)
 
 
 def test_use_is_remembered_beyond_growth_and_a_state_goes_on():

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chisquare
+from scipy.stats import binomtest, chisquare
 
 from budgetcl.errors import UserError
 from budgetcl.memory.memory import Memory
@@ -12,6 +13,7 @@ from budgetcl.memory.power_law import PowerLaw
 from budgetcl.memory.recency import HalfRecent, RecencyBiased, Recent, untaken
 from budgetcl.memory.sampler import Place
 from budgetcl.memory.uniform import ClassBalanced, Uniform, distinct_places, fill_evenly
+from budgetcl.memory.weighted import distinct
 from budgetcl.randomness import generator
 
 
@@ -230,6 +232,83 @@ def test_power_law_follows_what_the_step_uses():
     assert abs(before[:500].sum() - 500 / 81 / weights.sum()) < 5 * 0.5 / np.sqrt(800)
     weights[:500] = 1
     assert abs(after[:500].sum() - 500 / weights.sum()) < 5 * 0.5 / np.sqrt(800)
+
+
+def lived(size, steps, uses=5, seed=0):
+    """A memory that grew for so many steps, whose rows were used in all of them, the newer ones more often."""
+    random, each = np.random.default_rng(seed), size // steps
+    where = place(np.zeros(size - each * (steps - 1), int), step=0)
+    sampler = PowerLaw()
+    for step in range(steps):
+        if step:
+            where.memory.add(1000 + len(where.memory) + np.arange(each), np.zeros(each, np.int64))
+        where = replace(where, step=step)
+        sampler.begin(where)
+        for update in range(uses):
+            where.memory.used(sampler.draw(2, update), step)
+            where.memory.used(len(where.memory) - 1 - random.integers(0, each, 3), step)
+    return where
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 3.0])
+def test_power_law_draws_from_joined_windows_as_by_weighing_each_row(exponent):
+    where = lived(600, 30)
+    memory, step = where.memory, where.step
+    age = 1 + step - np.where(np.arange(600) >= 600 - memory.new, step, memory.last_used)
+    assert len(np.unique(age)) > 15
+    assert len(memory.by_use(step).ends) < 10
+    weight = age**-exponent
+    frequency = frequencies(PowerLaw(exponent), where, 1, 2000)
+    groups = np.minimum(age - 1, 20)
+    mine, expected = (np.bincount(groups, column) for column in (frequency, weight / weight.sum()))
+    # Few are expected of the oldest: each group has enough for the test.
+    enough = expected * 2000 >= 5
+    mine, expected = (np.r_[column[enough], column[~enough].sum()] for column in (mine, expected))
+    mine, expected = (column[:-1] if not expected[-1] else column for column in (mine, expected))
+    assert fits(mine, expected, 2000)
+    # Rows of one age are alike, whatever window they are in.
+    rows = np.flatnonzero(age == np.bincount(age).argmax())
+    halves = [frequency[part].sum() * 2000 for part in np.array_split(rows, 2)]
+    assert binomtest(round(halves[0]), round(sum(halves)), len(np.array_split(rows, 2)[0]) / len(rows)).pvalue > 1e-3
+
+
+def test_power_law_goes_on_from_a_state_with_the_same_draws():
+    where = lived(600, 12)
+    other = Memory()
+    other.load_state_dict(where.memory.state_dict())
+    assert other.nbytes == where.memory.nbytes
+    for memory in (where.memory, other):
+        memory.add(np.arange(5000, 5020), np.zeros(20, np.int64))
+    mine, theirs = (draws(PowerLaw(), replace(where, memory=memory, step=12), 4, 5) for memory in (where.memory, other))
+    np.testing.assert_array_equal(mine, theirs)
+
+
+def test_power_law_fills_a_batch_where_few_rows_have_nearly_all_the_weight():
+    where = place(np.zeros(2000, int), np.zeros(3, int), step=60)
+    rows = draws(PowerLaw(10), where, 8, 1)[0]
+    assert {2000, 2001, 2002} <= set(rows.tolist())
+    assert len(set(rows.tolist())) == 8
+
+
+def test_power_law_asks_as_often_after_many_steps_as_after_few(monkeypatch):
+    asked = []
+
+    def count(n, propose, weigh_all):
+        def counting(tries):
+            asked.append(tries)
+            return propose(tries)
+
+        return distinct(n, counting, weigh_all)
+
+    monkeypatch.setattr("budgetcl.memory.power_law.distinct", count)
+    proposals = {}
+    for steps in (10, 500):
+        where = lived(10_000, steps, uses=1)
+        asked.clear()
+        draws(PowerLaw(), where, 64, 20)
+        proposals[steps] = sum(asked) / 20
+        assert len(where.memory.by_use(where.step).ends) <= 2 * np.log2(steps)
+    assert 64 <= proposals[500] < 2 * proposals[10] < 1000
 
 
 @pytest.mark.parametrize(
