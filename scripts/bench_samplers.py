@@ -139,8 +139,6 @@ def lives() -> None:
                 drawn = sampler.draw(BATCH, 0)
                 first += time.process_time() - started
                 memory.used(drawn, step)
-                for _ in range(9):
-                    memory.used(random.integers(0, len(memory), BATCH), step)
             wall, cpu = seconds(partial(_batches, sampler), 3)
             line(
                 f"after {steps:,} steps, of {LIVED:,}: {make.__name__}",
