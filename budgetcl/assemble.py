@@ -15,19 +15,25 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from budgetcl.budget.allowance import Reference
 from budgetcl.budget.compute import Compute
 from budgetcl.budget.placement import Placement
 from budgetcl.budget.prices import Prices
 from budgetcl.budget.ranks import here, processes
-from budgetcl.errors import UserError, at_least, one_of
+from budgetcl.errors import UserError, at_least, one_of, positive_or_none
 from budgetcl.learners.learner import Learner
 from budgetcl.models.heads import LinearHead
 from budgetcl.models.network import Network
 from budgetcl.objectives.cross_entropy import CrossEntropy
 from budgetcl.streams.batch import Source
 
+# What gradient learners are made of: others leave it aside.
+_COMPONENTS = (
+    *("head", "part", "memory", "sampler", "objective", "teacher", "regulariser", "averaging", "calibration"),
+    "schedule",
+)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -101,18 +107,44 @@ def build(node: Any, **arguments: Any) -> Any:
         raise UserError(f"{target} cannot be made: {first}") from error
 
 
-def make_parts(cfg: DictConfig, source: Source | None = None, prices: Prices | None = None) -> Parts:
-    """Make stream, learner and compute of a configuration; a stream and a price list may be shared by several."""
+def refuse_odd(cfg: DictConfig) -> None:
+    """Refuse settings that are none, whether or not the method makes use of them.
+
+    Raises:
+        UserError: with the first of them.
+    """
     at_least(0, seed=cfg.seed)
     at_least(1, threads=cfg.threads, query=cfg.query)
+    at_least(1, **{name: cfg[name] for name in ("recent", "neighbours") if cfg[name] is not None})
+    passes = cfg.unlimited_passes
+    if isinstance(passes, bool) or not isinstance(passes, (int, float)) or not 0 < passes < 1e6:
+        raise UserError(f"unlimited_passes={passes!r} given; a positive number is expected")
     rate = OmegaConf.select(cfg, "optimiser.lr", default=0)
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < math.inf:
         raise UserError(f"optimiser.lr={rate!r} given; a finite number, 0 or larger, is expected")
+    one_of(("live", "frozen"), batch_norm=cfg.batch_norm)
+    positive_or_none(clip=cfg.clip)
+
+
+def _refuse_unused(cfg: DictConfig, backbone: nn.Module) -> None:
+    """Let the components that the learner does not take refuse their settings, too."""
+    taken = str(OmegaConf.to_container(cfg.learner, resolve=False))
+    for name in _COMPONENTS:
+        if cfg.get(name) is not None and f"${{{name}}}" not in taken:
+            made = build(cfg[name])
+            if name == "head":
+                made(backbone.feature_dim)
+
+
+def make_parts(cfg: DictConfig, source: Source | None = None, prices: Prices | None = None) -> Parts:
+    """Make stream, learner and compute of a configuration; a stream and a price list may be shared by several."""
+    refuse_odd(cfg)
     torch.set_num_threads(cfg.threads)
     keep_freed_memory()
     source = source or build(cfg.stream)
     prices = prices or Prices()
     backbone = build(cfg.reference.backbone)
+    _refuse_unused(cfg, backbone)
     reference = Reference(
         Network(backbone, LinearHead(backbone.feature_dim)),
         CrossEntropy(),

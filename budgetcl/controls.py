@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from budgetcl.assemble import Parts, build, make_parts
+from budgetcl.assemble import Parts, build, make_parts, refuse_odd
 from budgetcl.budget.allowance import Budget
 from budgetcl.budget.currencies import Seconds
 from budgetcl.budget.ledger import CATEGORIES
@@ -56,8 +56,9 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
         overrides: what it was composed from.
 
     Raises:
-        UserError: no such control, or a method that has none.
+        UserError: a setting that is none, no such control, or a method that has none.
     """
+    refuse_odd(cfg)
     label = method_label(cfg.method.name, overrides)
     if cfg.control is None:
         return Plan(cfg, label)
@@ -66,9 +67,6 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
         return Plan(cfg, f"{label}: uncharged", label)
     if cfg.control == SAME_UPDATES:
         return Plan(cfg, f"naive: updates of {label}", label)
-    passes = cfg.unlimited_passes
-    if isinstance(passes, bool) or not isinstance(passes, (int, float)) or not 0 < passes < 1e6:
-        raise UserError(f"unlimited_passes={passes!r} given; a positive number is expected")
     label = method_label("naive", _common(overrides))
     return Plan(_naive(cfg, overrides), f"{label}: unlimited", label)  # one for all methods
 

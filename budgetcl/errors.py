@@ -35,6 +35,14 @@ def between(low: float, high: float, **values: object) -> None:
             raise UserError(f"{name}={value!r} given; a number from {low:g} to {high:g} is expected")
 
 
+def positive_or_none(**values: object) -> None:
+    """Raise :class:`UserError` for each value that is neither a number above 0 nor None."""
+    for name, value in values.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and value > 0):  # type: ignore[operator]
+            raise UserError(f"{name}={value!r} given; a number above 0, or null, is expected")
+
+
 def one_of(known: Iterable[str], **values: object) -> None:
     """Raise :class:`UserError` for each value that is not one of the ``known`` names."""
     known = list(known)

@@ -133,10 +133,9 @@ def test_each_control_has_an_identity_of_its_own(asked):
         ("kd_mse", "unlimited", ("unlimited_passes=0",), "a positive number is expected"),
     ],
 )
-def test_what_has_no_such_control_is_refused_in_one_line(asked, method, control, settings, message):
-    cfg, given = asked(method, control, *settings)
+def test_what_has_no_such_control_is_refused_in_one_line(made, method, control, settings, message):
     with pytest.raises(UserError, match=message) as error:
-        prepared(plan(cfg, given).asked, given)
+        made(method, control, *settings)
     assert "\n" not in str(error.value)
 
 

@@ -18,7 +18,7 @@ from budgetcl.companions.calibration import Calibration
 from budgetcl.companions.companion import Companion
 from budgetcl.companions.regularisers import Regulariser
 from budgetcl.companions.teachers import LastStep
-from budgetcl.errors import UserError, at_least, between, one_of
+from budgetcl.errors import UserError, at_least, between, one_of, positive_or_none
 from budgetcl.learners.learner import Predictions
 from budgetcl.memory.memory import Memory
 from budgetcl.memory.sampler import Place, Sampler
@@ -91,8 +91,7 @@ class GradientLearner:
         between(0, 1e3, **{"learner.backbone_rate": backbone_rate})
         if restart is not None:
             one_of(("pretrained", "scratch"), **{"learner.restart": restart})
-        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or not clip > 0):
-            raise UserError(f"clip={clip!r} given; a number above 0, or null, is expected")
+        positive_or_none(clip=clip)
         known = getattr(backbone, "head_weight", None), getattr(backbone, "head_bias", None)
         self._make_head = lambda: head(backbone.feature_dim, weight=known[0], bias=known[1])
         self.network = Network(backbone, self._make_head(), batch_norm)

@@ -37,6 +37,8 @@ class LinearHead(nn.Module):
     ) -> None:
         super().__init__()
         between(0, 1e3, **{"head.scale": scale})
+        if not isinstance(pretrained, bool):
+            raise UserError(f"head.pretrained={pretrained!r} given; true or false is expected")
         if weight is not None and weight.shape[1] != feature_dim:
             raise UserError(
                 f"the head's weights have {weight.shape[1]} columns; the backbone has {feature_dim} features"
