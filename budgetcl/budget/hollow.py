@@ -7,7 +7,7 @@ shape of) raises, and is then priced by a real call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 
 class Hollow(Tensor):
@@ -68,14 +67,14 @@ class Hollow(Tensor):
             kwargs["device"] = torch.device("meta")
         schema = func._schema
         if not schema.is_mutable and not func.is_view:
-            return tree_map_only(Tensor, cls, _fresh(func, args, kwargs))
-        out = func(*tree_map_only(Tensor, _meta, args), **tree_map_only(Tensor, _meta, kwargs))
+            return _changed(_fresh(func, args, kwargs), Tensor, cls)
+        out = func(*_changed(args, Tensor, _meta), **_changed(kwargs, Tensor, _meta))
         if torch.Tag.inplace_view in func.tags:
             _reshape(func, args, kwargs)
         if isinstance(out, Tensor) and _writes(schema.returns[0]):  # in place: it returns what it was given
             place = next(i for i, argument in enumerate(schema.arguments) if _writes(argument))
             return args[place] if place < len(args) else kwargs[schema.arguments[place].name]
-        return tree_map_only(Tensor, cls, out)
+        return _changed(out, Tensor, cls)
 
 
 class Hollowed(TorchDispatchMode):
@@ -98,7 +97,7 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage:
     return (tensor.meta if isinstance(tensor, Hollow) else tensor).untyped_storage()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Look:
     """What the shape of a result depends on."""
 
@@ -108,24 +107,51 @@ class _Look:
 
     @classmethod
     def at(cls, tensor: Tensor) -> _Look:
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        return cls(tensor.shape, tensor.stride(), tensor.dtype)
 
     def meta(self) -> Tensor:
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
 
 
-_results: dict[tuple[Any, str], Any] = {}  # torch's shape functions are slow, and networks repeat themselves
+_results: dict[Hashable, Any] = {}  # torch's shape functions are slow, and networks repeat themselves
 
 
 def _fresh(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the result of an operator that returns new memory, on the meta device."""
-    key = func, repr(tree_map_only(Tensor, _Look.at, (args, kwargs)))
+    key = func, _key(args), _key(kwargs)
     looks = _results.get(key)
     if looks is None:
-        out = func(*tree_map_only(Tensor, _meta, args), **tree_map_only(Tensor, _meta, kwargs))
-        _results[key] = tree_map_only(Tensor, _Look.at, out)
+        out = func(*_changed(args, Tensor, _meta), **_changed(kwargs, Tensor, _meta))
+        _results[key] = _changed(out, Tensor, _Look.at)
         return out
-    return tree_map_only(_Look, _Look.meta, looks)
+    return _changed(looks, _Look, _Look.meta)
+
+
+def _changed(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """Return an operator's arguments or results (nested in tuples, lists, keywords) with those of a kind changed.
+
+    torch's tree_map_only does that too, and takes longer than all the rest of a trace.
+    """
+    if isinstance(value, kind):
+        return change(value)
+    if type(value) is tuple:
+        return tuple([_changed(each, kind, change) for each in value])
+    if type(value) is list:
+        return [_changed(each, kind, change) for each in value]
+    if type(value) is dict:
+        return {name: _changed(each, kind, change) for name, each in value.items()}
+    return value
+
+
+def _key(value: Any) -> Hashable:
+    """Return what decides the shape of an operator's result: of tensors their looks, of numbers also their type."""
+    if isinstance(value, Tensor):
+        return _Look.at(value)
+    if type(value) is tuple or type(value) is list:
+        return tuple([_key(each) for each in value])
+    if type(value) is dict:
+        return tuple([(name, _key(each)) for name, each in value.items()])
+    return type(value), value  # 1, 1.0 and True are equal, and make results of other types
 
 
 def _reshape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from budgetcl.streams.batch import Batch
 __all__ = ["CountFlops", "Item", "Price", "Prices", "Unpriced", "register_formula"]
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-_Work = Callable[[nn.Module, Any, Any], list[Tensor]]  # (copies of model, objective, input) -> the tensors it holds
+_Work = Callable[[nn.Module, Any, Any], list[torch.UntypedStorage]]  # (copies of model, objective, input) -> it holds
 
 
 @dataclass(frozen=True)
@@ -330,17 +330,17 @@ def _step(optimiser: type[Optimizer], parameters: int) -> Item:
 # --- tracing ----------------------------------------------------------------------------------------------------------
 
 
-def _forward(model: nn.Module, objective: Any, x: Tensor) -> list[Tensor]:
+def _forward(model: nn.Module, objective: Any, x: Tensor) -> list[torch.UntypedStorage]:
     with torch.no_grad():
         outputs = model(x)
-    return [x, *_tensors_in(outputs)]
+    return [storage_of(tensor) for tensor in (x, *_tensors_in(outputs))]
 
 
-def _backward(model: nn.Module, objective: Any, batch: Batch) -> list[Tensor]:
-    saved: list[Tensor] = []
+def _backward(model: nn.Module, objective: Any, batch: Batch) -> list[torch.UntypedStorage]:
+    saved: list[torch.UntypedStorage] = []
 
     def save(tensor: Tensor) -> Tensor:
-        saved.append(tensor.detach())
+        saved.append(storage_of(tensor))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
@@ -383,10 +383,10 @@ def _for_real(work: _Work, model: nn.Module, objective: Any, inputs: Any) -> tup
     return trace.events, _bytes(held, model)
 
 
-def _bytes(held: Iterable[Tensor], model: nn.Module) -> tuple[int, ...]:
-    """Return the bytes of each piece of memory that tensors lie in, once each, those of the model left out."""
+def _bytes(held: Iterable[torch.UntypedStorage], model: nn.Module) -> tuple[int, ...]:
+    """Return the bytes of each piece of memory that is held, once each, those of the model left out."""
     own = {storage_of(t)._cdata for t in (*model.parameters(), *model.buffers())}
-    storages = {storage._cdata: storage for storage in map(storage_of, held)}
+    storages = {storage._cdata: storage for storage in held}
     return tuple(storage.nbytes() for key, storage in storages.items() if key not in own)
 
 

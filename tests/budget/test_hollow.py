@@ -43,6 +43,13 @@ def test_a_hollow_result_looks_like_the_real_one(name: str) -> None:
         assert storage_of(hollow).nbytes() == real.untyped_storage().nbytes()
 
 
+def test_equal_numbers_of_other_types_make_other_results() -> None:
+    x = torch.ones(3, dtype=torch.uint8)
+    with Hollowed():
+        hollow = Hollow.of(x)
+        assert [(hollow.flip(0) * one).dtype for one in (1, 1.0, True)] == [(x * one).dtype for one in (1, 1.0, True)]
+
+
 def test_hollow_tensors_work_outside_of_the_mode_too() -> None:
     x = Hollow.of(torch.rand(4, 6))
     assert (x @ x.t()).shape == (4, 4)
