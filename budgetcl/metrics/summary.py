@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,12 +26,16 @@ class Run(Protocol):
 
     @property
     def predictions(self) -> Columns:
-        """The prediction log (:mod:`budgetcl.metrics.log`)."""
+        """The prediction log (:mod:`budgetcl.metrics.log`), whole: it may not fit into the memory."""
         ...
 
     @property
     def stream(self) -> Columns:
-        """index, label, step, set, ..., by sample."""
+        """index, label, step, set, ..., by sample; whole, as well."""
+        ...
+
+    def parts(self, table: str, *columns: str) -> Iterator[Columns]:
+        """Yield columns of "predictions" or "stream" part by part, which always fit."""
         ...
 
     @property
@@ -66,45 +70,81 @@ def step_accuracy(run: Run) -> dict[str, NDArray[np.float64]]:
         of the ``stream`` and of ``pretrain``; ``new``, streamed classes first revealed in the step, and ``old``, those
         of earlier steps. ``tasks``: (k, steps) the accuracy on the classes first revealed in each step.
     """
-    log = run.predictions
-    rows = np.flatnonzero(log["set"] == "heldout")
-    step, hit = log["step"][rows], (log["pred"][rows] == log["target"][rows])
-    pretrain = np.isin(run.stream["set"], ("pretest", "prevalidation"))[log["index"][rows]]
-    first = _first_step(run)[log["target"][rows]]
-    when, at = np.unique(step, return_inverse=True)
-
-    def mean(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-        count = np.bincount(at[mask], minlength=len(when))
-        return _ratio(np.bincount(at[mask], hit[mask], minlength=len(when)), count)
-
-    steps, streamed = int(run.info["steps"]), ~pretrain
-    cells = at[streamed] * steps + first[streamed]
-    count = np.bincount(cells, minlength=len(when) * steps)
-    tasks = _ratio(np.bincount(cells, hit[streamed], minlength=len(when) * steps), count)
+    steps, groups = int(run.info["steps"]), ("all", "stream", "pretrain", "new", "old")
+    known, first = _pretrained_and_first(run)
+    counts: dict[int, NDArray[np.int64]] = {}  # step -> (2, groups + steps): rows and hits
+    for log in run.parts("predictions", "set", "step", "index", "target", "pred"):
+        heldout = np.flatnonzero(log["set"] == "heldout")
+        for number in np.unique(log["step"][heldout]).tolist():
+            rows = heldout[log["step"][heldout] == number]
+            hit, pretrain = log["pred"][rows] == log["target"][rows], known[log["index"][rows]]
+            since = first[log["target"][rows]]
+            new, old = ~pretrain & (since == number), ~pretrain & (since < number)
+            masks = np.stack([np.ones(len(rows), bool), ~pretrain, pretrain, new, old])
+            sums = counts.setdefault(number, np.zeros((2, len(groups) + steps), np.int64))
+            for row, some in zip(sums, (~np.zeros(len(rows), bool), hit)):
+                row[: len(groups)] += (masks & some).sum(1)
+                row[len(groups) :] += np.bincount(since[some & ~pretrain], minlength=steps + 1)[:steps]
+    when = sorted(counts)
+    ratios = np.array([_ratio(counts[step][1], counts[step][0]) for step in when]).reshape(-1, len(groups) + steps)
     return {
-        "step": when,
-        "all": mean(np.ones(len(rows), bool)),
-        "stream": mean(streamed),
-        "pretrain": mean(pretrain),
-        "new": mean(streamed & (first == step)),
-        "old": mean(streamed & (first < step)),
-        "tasks": tasks.reshape(len(when), steps),
+        "step": np.array(when, np.int64),
+        **{name: ratios[:, column] for column, name in enumerate(groups)},
+        "tasks": ratios[:, len(groups) :],
     }
 
 
-def ahead_rows(run: Run, shift: int, warmup: float) -> NDArray[np.int64]:
-    """Return the log's rows predicted at a shift whose indices come after the warm-up and are reached by every shift.
+def ahead_counts(run: Run, warmup: float, blocks: int = 1) -> dict[int, NDArray[np.int64]]:
+    """Return for each shift, in equal stretches of the stream, how many rows count and how many of them are hits.
 
-    Online and near-future accuracy are so averaged over the same indices.
+    Rows count whose indices come after the warm-up and are reached by every shift: online and near-future accuracy are
+    so averaged over the same indices.
 
     Args:
         run: the run.
-        shift: the shift of the rows wanted.
         warmup: the share of the stream that is left out at its start.
+        blocks: the number of stretches.
+
+    Returns:
+        Shift -> (2, blocks).
     """
-    log = run.predictions
-    start = max(math.ceil(warmup * int(run.info["stream_samples"])), max(run.info["shifts"], default=0))
-    return np.flatnonzero((log["set"] == "ahead") & (log["shift"] == shift) & (log["index"] >= start))
+    samples = int(run.info["stream_samples"])
+    start = max(math.ceil(warmup * samples), max(run.info["shifts"], default=0))
+    edges = np.linspace(0, samples, blocks + 1)
+    counts = {int(shift): np.zeros((2, blocks), np.int64) for shift in run.info["shifts"]}
+    for log in run.parts("predictions", "set", "shift", "index", "target", "pred"):
+        for shift, sums in counts.items():
+            rows = np.flatnonzero((log["set"] == "ahead") & (log["shift"] == shift) & (log["index"] >= start))
+            sums += _binned(log["index"][rows], log["pred"][rows] == log["target"][rows], edges)
+    return counts
+
+
+def retention_counts(run: Run, edges: Sequence[float] = (0, 1)) -> NDArray[np.int64]:
+    """Return how many samples of the past were shown at the last occasion, and how many were hits, by their age.
+
+    Args:
+        run: the run.
+        edges: (bins + 1,) of the bins of age = samples seen - position of what is re-taken, as shares of the stream.
+
+    Returns:
+        (2, bins).
+    """
+    counts, last = np.zeros((2, len(edges) - 1), np.int64), -1
+    for log in run.parts("predictions", "set", "step", "seen", "origin", "target", "pred"):
+        rows = np.flatnonzero(log["set"] == "retention")
+        latest = int(log["step"][rows].max(initial=-1))
+        if latest > last:
+            counts[:], last = 0, latest
+        rows = rows[log["step"][rows] == last]
+        share = (log["seen"][rows] - log["origin"][rows]) / int(run.info["stream_samples"])
+        hit = log["pred"][rows] == log["target"][rows]
+        counts += _binned(np.minimum(share, 1.0 - 1e-9), hit, np.asarray(edges, float))
+    return counts
+
+
+def ratio(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the share of hits: (2, n) rows and hits -> (n,), NaN where there is no row."""
+    return _ratio(counts[1], counts[0])
 
 
 class StepAccuracy:
@@ -118,11 +158,11 @@ class StepAccuracy:
     def __call__(self, run: Run) -> Mapping[str, float]:
         """Return the numbers; NaN where nothing is held out."""
         groups = {"accuracy": "all", "stream": "stream", "pretrain": "pretrain", "new": "new", "old": "old"}
-        if not (run.predictions["set"] == "heldout").any():
+        curve = step_accuracy(run)
+        if not len(curve["step"]):
             return {f"{kind}_{name}": math.nan for kind in ("average", "final") for name in groups} | {
                 "forgetting": math.nan
             }
-        curve = step_accuracy(run)
         tasks = curve["tasks"][:, ~np.isnan(curve["tasks"]).all(0)]
         return {
             **{f"average_{name}": _mean(curve[group]) for name, group in groups.items()},
@@ -144,17 +184,8 @@ class AheadAccuracy:
 
     def __call__(self, run: Run) -> Mapping[str, float]:
         """Return ``online`` and ``near_future``; NaN where nothing is predicted ahead, or no S was to be had."""
-        shift = run.info["shift"]
-        return {
-            "online": self._accuracy(run, 0 if 0 in run.info["shifts"] else None),
-            "near_future": self._accuracy(run, shift),
-        }
-
-    def _accuracy(self, run: Run, shift: int | None) -> float:
-        if shift is None:
-            return math.nan
-        rows, log = ahead_rows(run, shift, self.warmup), run.predictions
-        return _mean(log["pred"][rows] == log["target"][rows])
+        counts, shifts = ahead_counts(run, self.warmup), {"online": 0, "near_future": run.info["shift"]}
+        return {name: float(ratio(counts[s])[0]) if s in counts else math.nan for name, s in shifts.items()}
 
 
 class Retention:
@@ -162,10 +193,7 @@ class Retention:
 
     def __call__(self, run: Run) -> Mapping[str, float]:
         """Return ``retention``; NaN where the stream has no such pictures."""
-        log = run.predictions
-        rows = np.flatnonzero(log["set"] == "retention")
-        rows = rows[log["step"][rows] == log["step"][rows].max(initial=-1)]
-        return {"retention": _mean(log["pred"][rows] == log["target"][rows])}
+        return {"retention": float(ratio(retention_counts(run))[0])}
 
 
 class Spending:
@@ -184,12 +212,13 @@ class Spending:
         predict = ledger["category"] == "predict"
         learning = int(ledger["flops"][~predict].sum())
         seconds, paid = float(steps["learning_seconds"].sum()), int(steps["paid"].sum())
+        rows = sum(len(log["step"]) for log in run.parts("predictions", "step"))
         return {
             "updates": int(steps["updates"].sum()),
             "flops": learning + paid,
             "adjusted_flops": _adjusted(run, ~predict) + paid,
             "utilisation": float(steps["spent"].sum() / max(1, steps["allowance"].sum())),
-            "predict_flops": float(ledger["flops"][predict].sum() / len(run.predictions["index"])),
+            "predict_flops": float(ledger["flops"][predict].sum() / rows),
             "bytes": int(steps["stored"].max()),
             "learning_seconds": seconds,
             "seconds": float(steps["seconds"].sum()),
@@ -210,12 +239,25 @@ def _adjusted(run: Run, chosen: NDArray[np.bool_]) -> int:
     return total
 
 
-def _first_step(run: Run) -> NDArray[np.int64]:
-    """Return for each label the step that first reveals it among the streamed samples; ``steps`` for none."""
-    streamed = run.stream["step"] >= 0
-    first = np.full(int(run.stream["label"].max()) + 1, int(run.info["steps"]))
-    np.minimum.at(first, run.stream["label"][streamed], run.stream["step"][streamed])
-    return first
+def _pretrained_and_first(run: Run) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Return whether each sample is a held-out one of a pretraining class; and for each label the step that reveals it.
+
+    The latter is the first one among the streamed samples; ``steps`` for none.
+    """
+    steps, known = int(run.info["steps"]), [np.empty(0, bool)]
+    first = np.full(int(run.info["classes"]), steps)
+    for part in run.parts("stream", "label", "set", "step"):
+        known.append(np.isin(part["set"], ("pretest", "prevalidation")))
+        streamed = part["step"] >= 0
+        np.minimum.at(first, part["label"][streamed], part["step"][streamed])
+    return np.concatenate(known), first
+
+
+def _binned(x: NDArray[Any], hit: NDArray[np.bool_], edges: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return (2, bins): how many lie in each bin [edge, next edge), and how many of them are hits."""
+    bins = len(edges) - 1
+    at = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, bins - 1)
+    return np.stack([np.bincount(at, minlength=bins), np.bincount(at[hit], minlength=bins)])
 
 
 def _ratio(hits: NDArray[Any], count: NDArray[Any]) -> NDArray[np.float64]:

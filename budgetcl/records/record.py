@@ -14,7 +14,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,8 @@ FILES = (
     "predictions.parquet",
 )  # fmt: skip
 _PART_ROWS = 1_000_000
+_STREAM_ROWS = 1 << 20  # of the stream's table that are written together
+_READ_ROWS = 1 << 18  # of a large table that are read together
 
 Columns = Mapping[str, np.ndarray]
 
@@ -86,7 +88,7 @@ class Record:
                 f"the output folder '{folder}' cannot be written ({error.strerror}): set output to one that can"
             ) from error
         self._write_run()
-        _write(self.folder / "stream.parquet", _stream_columns(stream))
+        _write_tables(self.folder / "stream.parquet", _stream_tables(stream))
 
     def log(self, **columns: Any) -> None:
         """Append rows to the prediction log; a number stands for a column of it."""
@@ -143,11 +145,7 @@ class Record:
 
         if not parts:
             raise UserError("nothing was predicted in this run: the stream has neither shifts nor held-out samples")
-        partial = self.folder / "predictions.parquet.partial"
-        with pq.ParquetWriter(partial, pq.read_schema(parts[0])) as writer:
-            for part in parts:
-                writer.write_table(pq.read_table(part))
-        os.replace(partial, self.folder / "predictions.parquet")
+        _write_tables(self.folder / "predictions.parquet", map(pq.read_table, parts))
         shutil.rmtree(self.folder / "predictions")
 
     def _write_run(self) -> None:
@@ -204,15 +202,35 @@ class Results:
 
     @cached_property
     def predictions(self) -> Columns:
-        """The prediction log (budgetcl.metrics.log)."""
-        whole = self.folder / "predictions.parquet"
-        parts = [whole] if whole.exists() else sorted((self.folder / "predictions").glob("*.parquet"))
-        tables = [_read(part) for part in parts]
+        """The prediction log (budgetcl.metrics.log), whole: of a long run, look at :meth:`parts` of it instead."""
+        tables = [_read(path) for path in self._files("predictions")]
         return {name: np.concatenate([table[name] for table in tables]) for name in COLUMNS} if tables else {}
+
+    def parts(self, table: str, *columns: str) -> Iterator[Columns]:
+        """Yield some columns of a large table, part by part: what they take does not grow with the run.
+
+        Args:
+            table: "predictions" or "stream".
+            columns: of those that it has.
+        """
+        import pyarrow.parquet as pq
+
+        for path in self._files(table):
+            with _readable(path):
+                file = pq.ParquetFile(path, pre_buffer=False)
+                for batch in file.iter_batches(_READ_ROWS, columns=list(columns)):
+                    yield {name: _values(batch.column(name)) for name in batch.schema.names}
+
+    def _files(self, table: str) -> list[Path]:
+        """Return the files of a table: one; of the predictions of an unfinished run any number."""
+        whole = self.folder / f"{table}.parquet"
+        if table == "predictions" and not whole.exists():
+            return sorted((self.folder / table).glob("*.parquet"))
+        return [whole]
 
     @cached_property
     def stream(self) -> Columns:
-        """index, label, step, time, set, group, origin; the label's name as ``name``."""
+        """index, label, step, time, set, group, origin; the label's name as ``name``; see also :meth:`parts`."""
         return _read(self.folder / "stream.parquet")
 
     @cached_property
@@ -297,30 +315,30 @@ def find(paths: list[Path]) -> Iterator[Results]:
             yield read(run.parent)
 
 
-def _stream_columns(stream: Stream) -> dict[str, Any]:
-    step = np.full(len(stream.label), -1, np.int32)
-    step[stream.bounds[0] : stream.bounds[-1]] = np.repeat(np.arange(len(stream)), np.diff(stream.bounds))
-    return {
-        "index": np.arange(len(stream.label)),
-        "label": stream.label,
-        "name": _dictionary(stream.label, stream.label_names),
-        "step": step,
-        "time": stream.time,
-        "set": _dictionary(stream.set, SETS),
-        "group": stream.group,
-        "origin": stream.origin,
-    }
-
-
-def _dictionary(codes: np.ndarray, names: tuple[str, ...]) -> pa.DictionaryArray:
+def _stream_tables(stream: Stream) -> Iterator[pa.Table]:
+    """Yield the stream's table, part by part."""
     import pyarrow as pa
 
-    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(names))
+    names, sets = pa.array(stream.label_names), pa.array(SETS)
+    for low in range(0, len(stream.label), _STREAM_ROWS):
+        rows = slice(low, low + _STREAM_ROWS)
+        index = np.arange(low, min(low + _STREAM_ROWS, len(stream.label)))
+        step = np.searchsorted(stream.bounds, index, side="right").astype(np.int32) - np.int32(1)
+        columns = {
+            "index": index,
+            "label": stream.label[rows],
+            "name": pa.DictionaryArray.from_arrays(pa.array(stream.label[rows].astype(np.int32)), names),
+            "step": np.where(index < stream.samples, step, np.int32(-1)),
+            "time": stream.time[rows],
+            "set": pa.DictionaryArray.from_arrays(pa.array(stream.set[rows].astype(np.int32)), sets),
+            "group": stream.group[rows],
+            "origin": stream.origin[rows],
+        }
+        yield pa.table(columns)
 
 
 def _write(path: Path, columns: Mapping[str, Any]) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     arrays = {
         name: pa.array(values).dictionary_encode()
@@ -328,8 +346,21 @@ def _write(path: Path, columns: Mapping[str, Any]) -> None:
         else values
         for name, values in columns.items()
     }
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(pa.table(arrays), partial)
+    _write_tables(path, [pa.table(arrays)])
+
+
+def _write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write tables of the same columns, of which there is at least one, one after the other into a file."""
+    import pyarrow.parquet as pq
+
+    partial, writer = path.with_name(path.name + ".partial"), None
+    try:
+        for table in tables:
+            writer = writer or pq.ParquetWriter(partial, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
     os.replace(partial, path)
 
 
@@ -340,23 +371,38 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _readable(path):
         table = pq.read_table(path)
+    return {
+        name: np.concatenate([_values(part) for part in column.chunks]) if column.num_chunks > 1 else _values(column)
+        for name, column in zip(table.column_names, table.columns)
+    }
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say which file of a record cannot be read, and why."""
+    import pyarrow as pa
+
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"'{path}' is missing: the record is not whole; run it again") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"'{path}' cannot be read ({error}): the file is damaged; run it again") from error
-    columns = {}
-    for name in table.column_names:
-        column = table.column(name)
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        values = column.to_numpy()
-        columns[name] = values.astype(str) if values.dtype == object else values
-    return columns
+
+
+def _values(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    import pyarrow as pa
+
+    if isinstance(column, pa.DictionaryArray):  # a text is made once, not once a row
+        return np.array(column.dictionary.to_pylist(), np.str_)[column.indices.to_numpy(zero_copy_only=False)]
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    values = column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)
+    return values.astype(str) if values.dtype == object else values
 
 
 def _versions() -> dict[str, str]:

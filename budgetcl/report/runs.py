@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from budgetcl.errors import UserError
 from budgetcl.metrics.blind import blind_accuracy
-from budgetcl.metrics.summary import ahead_rows, step_accuracy
+from budgetcl.metrics.summary import ahead_counts, ratio, retention_counts, step_accuracy
 from budgetcl.records.record import Results
 
 Floats = NDArray[np.float64]
@@ -153,9 +153,9 @@ def _reduce(results: Results) -> Run:
     warmup = _warmup(settings)
     samples = int(info["stream_samples"])
     start = _start(info, warmup)
-    future = {int(shift): _accuracy(results, ahead_rows(results, shift, warmup)) for shift in info["shifts"]}
-    has_heldout = bool((results.predictions["set"] == "heldout").any())
-    curve = step_accuracy(results) if has_heldout else {}
+    ahead = ahead_counts(results, warmup, BLOCKS)
+    along = {"online": 0, "near_future": info["shift"]}
+    retained, curve = retention_counts(results, AGES), step_accuracy(results)
     ends = np.linspace(0, samples, BLOCKS + 1)[1:]
     return Run(
         folder=results.folder,
@@ -165,23 +165,24 @@ def _reduce(results: Results) -> Run:
         spent=spent,
         spending=_spending(results),
         allowance=float(steps["allowance"].sum()),
-        accuracy={name: values for name, values in curve.items() if name != "tasks"},
-        future=future,
-        along=_along(results, warmup),
+        accuracy={name: values for name, values in curve.items() if name != "tasks" and len(curve["step"])},
+        future={shift: float(ratio(counts.sum(1, keepdims=True))[0]) for shift, counts in ahead.items()},
+        along={name: ratio(ahead[shift]) for name, shift in along.items() if shift in ahead},
         flops_along=np.interp(ends, np.concatenate([[0], seen]), np.concatenate([[0.0], spent])),
-        ages=_ages(results),
+        ages=ratio(retained) if retained.any() else None,
         start=start,
     )
 
 
 def blind_grid(results: Results) -> BlindGrid | None:
     """Return what blind classifiers score on a record's stream; None where nothing is predicted ahead."""
-    info, stream = results.info, results.stream
+    info = results.info
     shifts = tuple(int(shift) for shift in info["shifts"])
     if not shifts:
         return None
     warmup = _warmup(flat_settings(results.config))
-    labels = stream["label"][stream["step"] >= 0]
+    parts = results.parts("stream", "label", "step")
+    labels = np.concatenate([part["label"][part["step"] >= 0] for part in parts])
     chosen = info.get("window")
     numbers = {k for k in (*_SHOWN_WINDOWS, *([int(chosen)] if chosen else [])) if k < len(labels)}
     windows = (*sorted(numbers), None)
@@ -212,13 +213,8 @@ def _warmup(settings: Mapping[str, Any]) -> float:
 
 
 def _start(info: Mapping[str, Any], warmup: float) -> int:
-    """Return the first index that counts ahead, as the run's metrics have it (metrics.summary.ahead_rows)."""
+    """Return the first index that counts ahead, as the run's metrics have it (metrics.summary.ahead_counts)."""
     return max(int(np.ceil(warmup * int(info["stream_samples"]))), max(info["shifts"], default=0))
-
-
-def _accuracy(results: Results, rows: NDArray[np.int64]) -> float:
-    log = results.predictions
-    return float((log["pred"][rows] == log["target"][rows]).mean()) if len(rows) else float("nan")
 
 
 def _flops(results: Results) -> Floats:
@@ -242,34 +238,3 @@ def _spending(results: Results) -> dict[str, float]:
             spending[f"{category} (not charged)"] = float(ledger["flops"][mine].sum())
     spending["forfeited"] = float(results.steps["forfeited"].sum())
     return {category: flops for category, flops in spending.items() if flops > 0}
-
-
-def _along(results: Results, warmup: float) -> dict[str, Floats]:
-    info, log = results.info, results.predictions
-    edges = np.linspace(0, int(info["stream_samples"]), BLOCKS + 1)
-    curves = {}
-    for name, shift in (("online", 0), ("near_future", info["shift"])):
-        if shift is None or shift not in info["shifts"]:
-            continue
-        rows = ahead_rows(results, shift, warmup)
-        curves[name] = _binned(log["index"][rows], log["pred"][rows] == log["target"][rows], edges)
-    return curves
-
-
-def _ages(results: Results) -> Floats | None:
-    """Return accuracy by age at the last occasion, age = samples seen - position of what is re-taken."""
-    log = results.predictions
-    rows = np.flatnonzero(log["set"] == "retention")
-    if not len(rows):
-        return None
-    rows = rows[log["step"][rows] == log["step"][rows].max()]
-    share = (log["seen"][rows] - log["origin"][rows]) / int(results.info["stream_samples"])
-    return _binned(np.minimum(share, 1.0 - 1e-9), log["pred"][rows] == log["target"][rows], np.asarray(AGES))
-
-
-def _binned(x: NDArray[Any], hit: NDArray[np.bool_], edges: Floats) -> Floats:
-    """Return the share of hits in each bin [edge, next edge), NaN in empty ones."""
-    at = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2)
-    count = np.bincount(at, minlength=len(edges) - 1)
-    hits = np.bincount(at, hit.astype(float), minlength=len(edges) - 1)
-    return np.where(count > 0, hits / np.maximum(count, 1), np.nan)

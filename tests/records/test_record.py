@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -129,6 +130,26 @@ def test_predictions_written_in_parts_are_joined_in_order(folder, tmp_path, monk
     assert not (only(tmp_path).folder / "predictions").exists()
 
 
+def test_large_tables_are_written_and_read_in_bounded_parts(folder, tmp_path, monkeypatch, same):
+    monkeypatch.setattr(module, "_STREAM_ROWS", 50)
+    monkeypatch.setattr(module, "_READ_ROWS", 11)
+    monkeypatch.setattr(module.Results, "predictions", property(lambda run: pytest.fail("the log was read as a whole")))
+    monkeypatch.setattr(module.Results, "stream", property(lambda run: pytest.fail("the stream was read as a whole")))
+    assert budgetcl(tmp_path, "method=kd_mse", "seed=1") == 0  # its metrics too take part by part
+    here, there = only(tmp_path), only(folder)
+    for table in ("stream", "predictions"):
+        columns = pq.read_schema(there.folder / f"{table}.parquet").names
+        parts = list(here.parts(table, *columns))
+        assert max(len(part[columns[0]]) for part in parts) <= 11
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in columns}
+        same(joined, module._read(there.folder / f"{table}.parquet"))
+    files = [pq.ParquetFile(run.folder / "stream.parquet") for run in (here, there)]
+    assert files[0].schema_arrow == files[1].schema_arrow
+    assert [file.num_row_groups for file in files] == [-(-files[0].metadata.num_rows // 50), 1]
+    numbers = [{name: run.summary[name] for name in run.summary if "second" not in name} for run in (here, there)]
+    assert numbers[0] == numbers[1]
+
+
 # --- runs that stop ---------------------------------------------------------------------------------------------------
 
 
@@ -195,8 +216,6 @@ def test_a_report_takes_no_unfinished_run_for_a_result(folder, tmp_path, monkeyp
     "file", ["stream.parquet", "steps.parquet", "predictions.parquet", "ledger.parquet", "run.json"]
 )
 def test_a_full_disk_is_one_line_and_leaves_no_result(tmp_path, monkeypatch, capfd, file):
-    import pyarrow.parquet as pq
-
     full = OSError(errno.ENOSPC, "No space left on device", file)
     write_table, write_text, writer = pq.write_table, Path.write_text, pq.ParquetWriter
     runs = []
