@@ -25,6 +25,7 @@ from budgetcl.errors import UserError, one_of
 from budgetcl.models.network import Network, Outputs
 from budgetcl.objectives.objective import Objective
 from budgetcl.streams.batch import Batch
+from budgetcl.streams.pinned import moved
 from budgetcl.streams.stream import TimeStep
 
 Result = TypeVar("Result")
@@ -131,7 +132,7 @@ class Compute:
         with self._unwatched():
             price = self.prices.forward(network, x)
         self._charge(((category, price.total, price),))
-        own = self.ranks.rows(x).to(self.device, non_blocking=True)
+        own = moved(self.ranks.rows(x), self.device)
         self._note(lambda: self.prices.forward(network, own).network)
         return self.ranks.whole(self._run(network, own, parameters))
 

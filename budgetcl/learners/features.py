@@ -16,6 +16,7 @@ from budgetcl.errors import UserError, at_least
 from budgetcl.models.heads import LinearHead
 from budgetcl.models.network import Network
 from budgetcl.randomness import generator
+from budgetcl.streams.pinned import moved
 
 Shape = tuple[int, int, int]
 
@@ -87,7 +88,7 @@ class Pixels:
 
     def __call__(self, x: Tensor, category: str, compute: Compute) -> Tensor:
         """Return the pixels."""
-        return x.to(compute.device).flatten(1).float() / 255
+        return moved(x, compute.device).flatten(1).float() / 255
 
     def nbytes(self) -> int:
         """Return 0."""

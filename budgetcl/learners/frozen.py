@@ -17,6 +17,7 @@ from budgetcl.learners.features import Features
 from budgetcl.learners.learner import Predictions
 from budgetcl.randomness import generator
 from budgetcl.streams.batch import Query
+from budgetcl.streams.pinned import moved
 from budgetcl.streams.revealed import Revealed
 from budgetcl.streams.stream import TimeStep
 
@@ -99,7 +100,7 @@ class FrozenLearner:
             while n := self._affordable(compute, kept):
                 batch = revealed.batch(self._waiting[:n])
                 features = self.features(batch.x, "train", compute)
-                self.classifier.learn(features, batch.y.to(features.device), compute)
+                self.classifier.learn(features, moved(batch.y, features.device), compute)
                 self._waiting, self._learnt = self._waiting[n:], self._learnt + n
             if self._learnt > before:
                 self.classifier.finish(step.number, compute)

@@ -29,6 +29,7 @@ from budgetcl.models.parts import Part
 from budgetcl.objectives.objective import Objective
 from budgetcl.randomness import generator
 from budgetcl.streams.batch import Batch, Query
+from budgetcl.streams.pinned import moved
 from budgetcl.streams.prefetch import Pending
 from budgetcl.streams.revealed import Revealed
 from budgetcl.streams.stream import IntArray, TimeStep
@@ -196,7 +197,7 @@ class GradientLearner:
             self.memory.store(name, rows[: len(first)][first], values[torch.from_numpy(first)])
         self.memory.used(rows, place.step)
         y = batch.y[place.compute.ranks.part(len(batch))][: len(outputs.logits)]
-        return outputs.logits, y.to(outputs.logits.device)
+        return outputs.logits, moved(y, outputs.logits.device)
 
     def end(self, place: Place) -> None:
         """Conclude the step: what the companions do at its end, and what the memory forgets."""

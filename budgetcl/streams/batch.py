@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from budgetcl.budget.ranks import ALONE, Ranks
+from budgetcl.streams.pinned import moved
 from budgetcl.streams.prefetch import Pending, Shown, begin
 from budgetcl.streams.stream import IntArray, Stream
 
@@ -72,11 +73,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device, without waiting for the copy."""
-        if self.x.device == device:
+        if all(value.device == device for value in (self.x, self.y, self.is_new, *self.extra.values())):
             return self
-        move = {name: value.to(device, non_blocking=True) for name, value in self.extra.items()}
-        x, y, is_new = (value.to(device, non_blocking=True) for value in (self.x, self.y, self.is_new))
-        return Batch(x, y, self.index, is_new, move)
+        extra = {name: moved(value, device) for name, value in self.extra.items()}
+        return Batch(moved(self.x, device), moved(self.y, device), self.index, moved(self.is_new, device), extra)
 
     def adding(self, **extra: Tensor) -> Batch:
         """Return the batch with further tensors."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from budgetcl.errors import UserError, at_least, one_of
 from budgetcl.streams.decoding import MODES, Damaged, decoded
 from budgetcl.streams.paths import Paths
+from budgetcl.streams.pinned import wanted
 from budgetcl.streams.prefetch import Pending, Shown, Workers
 from budgetcl.streams.stream import IntArray
 from budgetcl.streams.transforms import AUGMENTS, Numbers, drawn, shifted
@@ -157,26 +158,29 @@ class ImagePixels:
 
     def _remembered(self, indices: IntArray) -> Pending[Shown]:
         if not len(self._kept):
-            self._kept = self._empty(len(self._known))
+            self._kept = self._empty(len(self._known), pinned=False)
         new = np.unique(indices[~self._known[indices]])
 
         def gathered(fresh: Shown) -> Shown:
             self._known[np.delete(new, list(fresh.damaged))] = True
             broken = {int(new[place]): reason for place, reason in fresh.damaged.items()}
             damaged = {place: broken[row] for place, row in enumerate(indices.tolist()) if row in broken}
-            rows = self._kept.permute(0, 2, 3, 1)[torch.from_numpy(indices)]  # gathered as they lie
-            return Shown(rows.permute(0, 3, 1, 2), damaged if broken else {})
+            x = self._empty(len(indices))
+            kept, rows = self._kept.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1)  # gathered as they lie
+            torch.index_select(kept, 0, torch.from_numpy(indices), out=rows)
+            return Shown(x, damaged if broken else {})
 
         return self._decoded(new, None, into=(self._kept, new)).then(gathered)
 
-    def _empty(self, count: int) -> Tensor:
+    def _empty(self, count: int, pinned: bool = True) -> Tensor:
         """Return room for pictures, laid out channels last: as decoders write them, and as convolutions read them.
 
-        Where CUDA is in use it is pinned, so that it can be copied to the device without waiting.
+        Where CUDA is in use it is pinned, so that it can be copied to the device without waiting; but for what is kept,
+        which is copied into a batch first.
         """
         channels, height, width = self.shape
-        size, pinned = (count, height, width, channels), torch.cuda.is_initialized()
-        return torch.empty(size, dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
+        size = (count, height, width, channels)
+        return torch.empty(size, dtype=torch.uint8, pin_memory=pinned and wanted()).permute(0, 3, 1, 2)
 
     def _decoded(
         self, indices: IntArray, numbers: Numbers | None, into: tuple[Tensor, IntArray] | None = None
