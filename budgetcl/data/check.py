@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
@@ -16,10 +17,11 @@ from budgetcl.report.blind import progress_bar
 from budgetcl.streams.packed import pictures_of
 from budgetcl.streams.rows import Rows, read
 from budgetcl.streams.stream import PREFIX, PRETRAIN, SETS, STREAM, Stream
-from budgetcl.streams.table import table
+from budgetcl.streams.table import table, usual_shifts
 
 LAGS = (1, 10, 100, 1000, 10000)
 WINDOWS = (1, 10, 100, 1000, None)
+_BAR = 40  # characters of a histogram's longest bar
 _SHOWN = 5  # examples of a problem, labels of a histogram
 _LEARNED = [SETS.index(name) for name in (STREAM, PRETRAIN, PREFIX)]
 
@@ -38,7 +40,7 @@ def main(options: argparse.Namespace) -> int:
     """Print what was found.
 
     Returns:
-        0 if nothing is wrong, 1 if there are problems.
+        0 if nothing is wrong, 1 if there are problems. (Notes are none: what a run does about them is defined.)
 
     Raises:
         UserError: input that is no table of pictures.
@@ -52,18 +54,25 @@ def main(options: argparse.Namespace) -> int:
     if rows.split is not None:
         held = np.bincount(rows.split, minlength=len(SETS))
         print("split: " + ", ".join(f"{name} {n:,}" for name, n in zip(SETS, held) if n))
-    print(_histogram(rows, counts))
+    print("\n".join(_histogram(rows, counts)))
     for note in (*rows.notes, *_lonely(rows, counts)):
         print(f"note: {_plain(note)}")
 
-    problems = [*_repeated(rows), *([] if options.no_files else _files(rows, options.jobs))]
+    repeated = rows.paths.repeated()
+    problems = [*_repeated(rows, repeated), *([] if options.no_files else _files(rows, options.jobs))]
+    if repeated:  # what no run would take can be looked at as if each picture stood once
+        rows = rows.at(np.setdiff1d(np.arange(len(rows.label)), np.concatenate([places[1:] for places in repeated])))
     try:
-        stream = table(options.path, root=options.root, order=options.order, cache=options.cache).stream
+        stream = table(rows, order=options.order).stream
     except UserError as error:
-        if not problems:
-            problems.append(str(error))
+        problems.append(str(error))
     else:
-        _stream(stream)
+        _stream(stream, whole=not repeated)
+        ordered = rows.order is not None or not Path(options.path).is_dir()
+        given = options.order == "given" or (options.order is None and ordered)
+        _labels(_as_given(rows) if given and not stream.shifts else stream)
+        if not repeated:
+            print(f"fingerprint: {stream.fingerprint()}")
     for problem in problems:
         print(f"problem: {_plain(problem)}")
     print("nothing is wrong" if not problems else f"{len(problems)} problems" if len(problems) > 1 else "1 problem")
@@ -77,13 +86,24 @@ def _moment(seconds: float) -> str:
         return f"{seconds:.15g} s"
 
 
-def _histogram(rows: Rows, counts: np.ndarray) -> str:
+def _histogram(rows: Rows, counts: np.ndarray) -> list[str]:
+    """Say how large classes are: the largest and the smallest by name, all of them by how many are of which size."""
     order = np.argsort(-counts, kind="stable")
     shown = [*order[:_SHOWN], *order[max(_SHOWN, len(order) - _SHOWN) :]]
     listed = [f"{rows.names[label]} {counts[label]:,}" for label in shown]
     if len(order) > 2 * _SHOWN:
         listed.insert(_SHOWN, "...")
-    return f"rows a class: {counts.min():,} to {counts.max():,}, median {np.median(counts):,.0f}: {', '.join(listed)}"
+    said = f"rows a class: {counts.min():,} to {counts.max():,}, median {np.median(counts):,.0f}: {', '.join(listed)}"
+    edges = [step * 10**power for power in range(10) for step in (1, 2, 5)]
+    classes = np.histogram(counts, [0, *edges])[0]
+    there = np.flatnonzero(classes)
+    lines = []
+    for place in range(there[0], there[-1] + 1):
+        low, high = edges[place - 1] if place else 0, edges[place] - 1
+        sizes = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        bar = "#" * -(-_BAR * int(classes[place]) // int(classes.max()))
+        lines.append(f"  {sizes:>24} rows: {classes[place]:>6,} classes {bar}".rstrip())
+    return [said, *lines]
 
 
 def _lonely(rows: Rows, counts: np.ndarray) -> list[str]:
@@ -96,56 +116,88 @@ def _lonely(rows: Rows, counts: np.ndarray) -> list[str]:
     return [f"classes with one picture, which is never held out: {names}"]
 
 
-def _repeated(rows: Rows) -> list[str]:
+def _repeated(rows: Rows, found: list[np.ndarray]) -> list[str]:
     """Return what there is to say of pictures that the table names more than once."""
-    found = rows.paths.repeated()
     print(f"named more than once: {len(found):,}")
-    leaks = [places for places in found if _leaks(rows, places)]
-    said = [f"{rows.paths[int(p[0])]} (rows {' and '.join(str(row + 1) for row in p)})" for p in leaks or found]
-    if leaks:
-        return [f"leak: held out and also to be learned from: {_listed(said)}"]
-    return [f"named more than once: {_listed(said)}"] if said else []
+    said: dict[bool, list[str]] = {True: [], False: []}  # whether it is a leak -> the pictures
+    for places in found:
+        several = " and ".join(str(row + 1) for row in places)
+        said[_leaks(rows, places)].append(f"{rows.paths[int(places[0])]} (rows {several})")
+    return _both(said, "held out and also to be learned from", "named more than once")
 
 
 def _files(rows: Rows, jobs: int) -> list[str]:
     """Open all pictures; return what is wrong with them."""
     pictures = pictures_of(rows.root, rows.paths, np.arange(len(rows.label)))
     with progress_bar("opening pictures") as advance:
-        found = examine(pictures, jobs, advance)
+        found = examine(pictures, jobs, advance, rows.root)
     whole = np.flatnonzero(found.same >= 0)
     twice = whole[found.same[whole] != whole]
     print(f"missing or broken: {len(found.broken):,}; of the same content as another: {len(twice):,}")
+    if found.outside:
+        away = _listed(f"{rows.paths[row]} -> {os.path.realpath(rows.root / rows.paths[row])}" for row in found.outside)
+        print(f"note: outside the folder of the pictures, by links: {len(found.outside):,}: {_plain(away)}")
     problems = [f"{len(found.broken)} pictures cannot be shown: {_listed(text for _, text in found.broken)}"]
-    leaks = [row for row in twice.tolist() if _leaks(rows, np.array([row, found.same[row]]))]
-    pairs = [f"{rows.paths[row]} = {rows.paths[int(found.same[row])]}" for row in leaks or twice.tolist()]
-    what = "leak: held-out pictures of the same content as one to learn from" if leaks else "the same content twice"
-    return problems * bool(found.broken) + [f"{what}: {_listed(pairs)}"] * bool(pairs)
+    pairs: dict[bool, list[str]] = {True: [], False: []}
+    for row in twice.tolist():
+        one, other = rows.paths[row], rows.paths[int(found.same[row])]
+        if one != other:
+            pairs[_leaks(rows, np.array([row, found.same[row]]))].append(f"{one} = {other}")
+    drawn = " (one may be drawn to be held out, and the other one learned from)" * (rows.split is None)
+    return problems * bool(found.broken) + _both(
+        pairs, "held-out pictures of the same content as one to learn from", f"the same content twice{drawn}"
+    )
+
+
+def _both(found: dict[bool, list[str]], leaks: str, others: str) -> list[str]:
+    """Return a line on leaks and a line on the other ones, where there are any."""
+    return [
+        f"{what}: {_listed(found[leak])}" for leak, what in ((True, f"leak: {leaks}"), (False, others)) if found[leak]
+    ]
 
 
 def _leaks(rows: Rows, places: np.ndarray) -> bool:
     return rows.split is not None and len(set(np.isin(rows.split[places], _LEARNED).tolist())) == 2
 
 
-def _stream(stream: Stream) -> None:
+def _stream(stream: Stream, whole: bool) -> None:
     """Say what a run would make of it with the settings as they are."""
-    n = stream.samples
-    print(f"stream: {n:,} samples in {len(stream):,} steps; held out: {_listed(stream.heldout) or 'nothing'}")
+    n, once = stream.samples, "" if whole else " (were each picture named once)"
+    print(f"stream{once}: {n:,} samples in {len(stream):,} steps; held out: {_listed(stream.heldout) or 'nothing'}")
     for note in stream.notes:
         print(f"note: {_plain(note)}")
-    if stream.shifts:
-        labels = stream.label[:n]
-        lags = [lag for lag in LAGS if lag < n // 2]
-        equal = label_autocorrelation(labels, lags, adjusted=True)
-        print("label autocorrelation: " + ", ".join(f"{value:.3f} at {lag:,}" for lag, value in zip(lags, equal)))
-        delays = sorted({0, stream.shift or 0})
-        grid = blind_accuracy(labels, WINDOWS, delays, threads=1)
-        for i, delay in enumerate(delays):
-            cells = (f"{100 * grid[j, i]:.1f} % {_window(window)}" for j, window in enumerate(WINDOWS))
-            print(f"blind, {delay} samples ahead: {', '.join(cells)}")
-        print(f"suggested shift: {'none' if stream.shift is None else f'stream.shift={stream.shift}'}")
-    else:
+
+
+def _as_given(rows: Rows) -> Stream:
+    """Return the stream in the order of the table, predicted ahead as one with times is; or as it is, if too short."""
+    plain = table(rows, order="given").stream
+    shifts = usual_shifts(plain.samples)
+    try:
+        stream = table(rows, order="given", shifts=shifts).stream
+    except UserError:
+        return plain
+    print(f"in the order of the table (stream.order=given stream.shifts=[{','.join(map(str, shifts))}]):")
+    for note in stream.notes[len(plain.notes) :]:
+        print(f"note: {_plain(note)}")
+    return stream
+
+
+def _labels(stream: Stream) -> None:
+    """Say what labels give away without pictures, where they are predicted ahead."""
+    if not stream.shifts:
         print("nothing is predicted ahead in this order: neither autocorrelation nor blind classifiers matter")
-    print(f"fingerprint: {stream.fingerprint()}")
+        return
+    n = stream.samples
+    labels = stream.label[:n]
+    lags = [lag for lag in LAGS if lag < n // 2]
+    equal = label_autocorrelation(labels, lags, adjusted=True)
+    print("label autocorrelation: " + ", ".join(f"{value:.3f} at {lag:,}" for lag, value in zip(lags, equal)))
+    delays = sorted({0, stream.shift or 0})
+    grid = blind_accuracy(labels, WINDOWS, delays, threads=1)
+    for i, delay in enumerate(delays):
+        cells = (f"{100 * grid[j, i]:.1f} % {_window(window)}" for j, window in enumerate(WINDOWS))
+        print(f"blind, {delay} samples ahead: {', '.join(cells)}")
+    print(f"suggested shift: {'none' if stream.shift is None else f'stream.shift={stream.shift}'}")
 
 
 def _window(window: int | None) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -27,36 +29,49 @@ class Examined:
     Attributes:
         broken: (row, what is wrong) of each picture that cannot be shown, in the order of rows.
         same: (pictures,) int64, the first row of equal content; -1 where a picture is broken.
+        outside: the rows of files that lie outside the root of the pictures, by a link on their way.
     """
 
     broken: list[tuple[int, str]]
     same: NDArray[np.int64]
+    outside: list[int]
 
 
-def examine(pictures: Pictures, jobs: int, progress: Callable[[int, int], None] = lambda done, total: None) -> Examined:
+def examine(
+    pictures: Pictures,
+    jobs: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    root: Path | None = None,
+) -> Examined:
     """Read and decode every picture.
 
     Args:
         pictures: files of a folder, or a packed folder.
         jobs: threads; decoding lets go of the interpreter's lock.
         progress: called with (done, total).
+        root: the folder that files are expected in.
     """
     digests = np.zeros(len(pictures), "V16")
     broken: list[tuple[int, str]] = []
+    outside: list[int] = []
+    leaves = _leaves(root)
     starts = range(0, len(pictures), _PART)
 
-    def part(start: int) -> list[tuple[int, str]]:
-        wrong = []
+    def part(start: int) -> tuple[list[tuple[int, str]], list[int]]:
+        wrong, away = [], []
         for row in range(start, min(start + _PART, len(pictures))):
             try:
                 digests[row] = _digest(pictures, row)
             except UserError as error:
                 wrong.append((row, str(error)))
-        return wrong
+            if leaves(pictures.source(row)):
+                away.append(row)
+        return wrong, away
 
     with ThreadPoolExecutor(jobs) as pool:
-        for start, wrong in zip(starts, pool.map(part, starts)):
+        for start, (wrong, away) in zip(starts, pool.map(part, starts)):
             broken += wrong
+            outside += away
             progress(min(start + _PART, len(pictures)), len(pictures))
     words = digests.view(np.uint64).reshape(-1, 2)
     order = np.lexsort((words[:, 0], words[:, 1]))  # stable: within equal content, rows ascend
@@ -65,7 +80,24 @@ def examine(pictures: Pictures, jobs: int, progress: Callable[[int, int], None] 
     same = np.empty(len(order), np.int64)
     same[order] = order[np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))]
     same[[row for row, _ in broken]] = -1
-    return Examined(broken, same)
+    return Examined(broken, same, outside)
+
+
+def _leaves(root: Path | None) -> Callable[[str | BytesIO], bool]:
+    """Return what tells whether a file lies outside a folder once all links are followed; a folder is asked once."""
+    if root is None:
+        return lambda source: False
+    home = os.path.join(os.path.realpath(root), "")
+    real = lru_cache(maxsize=1 << 16)(os.path.realpath)
+
+    def leaves(source: str | BytesIO) -> bool:
+        if isinstance(source, BytesIO):
+            return False
+        folder, name = os.path.split(source)
+        target = os.path.realpath(source) if os.path.islink(source) else os.path.join(real(folder), name)
+        return not target.startswith(home)
+
+    return leaves
 
 
 def _digest(pictures: Pictures, row: int) -> bytes:

@@ -26,6 +26,7 @@ from budgetcl.streams.packed import FORMAT, HEADER, OFFSETS, TABLE, pictures_of,
 from budgetcl.streams.prefetch import Pending, Workers, ahead
 from budgetcl.streams.rows import Rows, read
 from budgetcl.streams.stream import SETS
+from budgetcl.streams.table import refuse_repeated
 
 SHORT_SIDE = 256
 PER_FILE = 65_536  # pictures, unless a number of files is asked for: some 2 GB
@@ -96,6 +97,7 @@ def pack(
             raise UserError(f"--files={files} given; at most {count} are expected, the pictures of the table")
     if out.exists():
         raise UserError(f"--out={out} given; a folder that does not exist yet is expected: remove it, or name another")
+    refuse_repeated(rows)
     pictures = pictures_of(rows.root, rows.paths, np.arange(count))
     cuts = np.linspace(0, count, (files or -(-count // PER_FILE)) + 1).astype(np.int64)
     plan = {"format": FORMAT, "short_side": short_side, "quality": QUALITY, "pictures": pictures.digest()}

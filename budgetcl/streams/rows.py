@@ -63,6 +63,18 @@ class Rows:
     order: NDArray[np.int64] | None
     notes: tuple[str, ...] = ()
 
+    def at(self, places: NDArray[Any]) -> Rows:
+        """Return some of the rows, as a table of their own of which nothing is kept."""
+        return replace(
+            self,
+            home=None,
+            paths=self.paths.ordered(places),
+            label=self.label[places],
+            time=None if self.time is None else self.time[places],
+            split=None if self.split is None else self.split[places],
+            order=None if self.order is None else self.order[places],
+        )
+
 
 def read(path: str, root: str | None = None, cache: str | None = None) -> Rows:
     """Read a table (.csv, .parquet), a folder of pictures, or a packed folder.
@@ -433,6 +445,7 @@ def _folder(path: str) -> Rows:
     sets: list[int] = []
     notes: list[str] = []
     others: list[str] = []
+    seen: dict[tuple[int, int], str] = {}
     loose = _inside(root, "", deep=False)[0] + [file for name in top if split for file in _inside(root, name, False)[0]]
     if loose:
         raise UserError(f"{path}: {len(loose)} pictures lie in no folder of a class, the first is {loose[0]}")
@@ -441,7 +454,7 @@ def _folder(path: str) -> Rows:
         for label in inner if split else top:
             if label.startswith("."):
                 continue
-            files, left = _inside(root, f"{part}/{label}" if part else label)
+            files, left = _inside(root, f"{part}/{label}" if part else label, seen=seen)
             others += left
             if not files:
                 notes.append(f"the folder of the class {label!r} holds no picture")
@@ -473,16 +486,26 @@ def _folder(path: str) -> Rows:
     )
 
 
-def _inside(root: Path, folder: str, deep: bool = True) -> tuple[list[str], list[str]]:
+def _inside(
+    root: Path, folder: str, deep: bool = True, seen: dict[tuple[int, int], str] | None = None
+) -> tuple[list[str], list[str]]:
     """Return the pictures in and below a folder, and the other files, relative to the root, in the order of names.
 
-    Hidden files and folders do not count. Links are followed unless they lead back.
+    Hidden files and folders do not count. Links are followed, out of the root as well, as data sets are put into place
+    by them; but not back, nor to a folder that was ``seen`` under another name, whose pictures would stand twice.
     """
+    seen = {} if seen is None else seen
     pictures: list[str] = []
     others: list[str] = []
     waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(folder, (_identity(root / folder),))]
     while waiting:
         at, above = waiting.pop()
+        other = seen.setdefault(above[-1], at)
+        if other != at:
+            raise UserError(
+                f"{root / at} and {root / other} are the same folder, by a link: their pictures would stand twice; "
+                "remove the link"
+            )
         below = []
         for entry in sorted(os.scandir(root / at), key=lambda entry: entry.name):
             name = f"{at}/{entry.name}" if at else entry.name

@@ -71,7 +71,7 @@ class _Plan:
 
 
 def table(
-    path: str,
+    path: str | Rows,
     root: str | None = None,
     size: int = 32,
     channels: int = 3,
@@ -121,7 +121,7 @@ def table(
     the same for every seed; a class keeps at least one row to learn from.
 
     Args:
-        path: of the .csv or .parquet file, or of the folder.
+        path: of the .csv or .parquet file, or of the folder; or the rows, where they are read already.
         root: what a table's paths are relative to; None: the table's folder.
         size: the pictures' side in pixels: short side resized, centre crop.
         channels: 3 (RGB) or 1 (grey).
@@ -168,7 +168,7 @@ def table(
     for name, value in {"steps": steps, "chunk": chunk, "occasions": occasions}.items():
         if value is not None:
             at_least(1, **{name: value})
-    rows = read(path, root, cache)
+    rows = path if isinstance(path, Rows) else read(path, root, cache)
     classes = None if class_order is None else tuple(labels_in(class_order))
     plan = _checked(
         rows, _Plan(order, classes, steps, chunk, cut, shifts, shift, test, validation, prefix, part, evaluate, seed)
@@ -233,7 +233,7 @@ def _fill(columns: Columns, rows: Rows, plan: _Plan) -> dict[str, Any]:
     """Arrange the rows as a stream, column by column; return what is chosen on it and said of it."""
     if len(rows.names) < 2:
         raise UserError(f"{rows.given}: all labels are {rows.names[0]!r}; at least two classes are expected")
-    _refuse_repeated(rows)
+    refuse_repeated(rows)
     shares = {PREFIX: plan.prefix, TEST: plan.test, VALIDATION: plan.validation}
     sets = divided(rows, shares, _earliness(rows, plan))
     if plan.evaluate == "validation" and not (sets == SETS.index(VALIDATION)).any():
@@ -315,7 +315,7 @@ def _earliness(rows: Rows, plan: _Plan) -> NDArray[Any] | None:
     return None
 
 
-def _refuse_repeated(rows: Rows) -> None:
+def refuse_repeated(rows: Rows) -> None:
     """Refuse pictures that stand in the table twice; worst where one of them is held out."""
     repeated = rows.paths.repeated()
     if not repeated:
@@ -377,10 +377,15 @@ def _past(label: IntArray, sets: NDArray[np.int8]) -> IntArray:
     return np.empty(0, np.int64)
 
 
+def usual_shifts(samples: int, chunk: int = CHUNK) -> tuple[int, ...]:
+    """Return how many samples ahead is predicted, where nobody says it, on a stream of so many samples."""
+    return (0, *(chunk << i for i in range(5) if chunk << i < samples / 8))
+
+
 def _shifts(plan: _Plan, n: int) -> tuple[int, ...]:
-    shifts, chunk = plan.shifts, min(plan.chunk or CHUNK, CHUNK)
+    shifts = plan.shifts
     if shifts is None:
-        wanted = {0, *(chunk << i for i in range(5) if chunk << i < n / 8)} if plan.timed else set()
+        wanted = set(usual_shifts(n, min(plan.chunk or CHUNK, CHUNK))) if plan.timed else set()
         shifts = sorted(wanted if plan.shift is None else wanted | {0, plan.shift})
     return check_shifts(shifts, plan.shift, n)
 

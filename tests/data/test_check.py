@@ -69,7 +69,8 @@ def test_missing_broken_and_equal_pictures_are_found(photos, capsys):
     assert "missing or broken: 4; of the same content as another: 1" in out
     assert "problem: 4 pictures cannot be shown: " in out
     assert "p/3.png is missing" in out
-    assert "problem: the same content twice: p/9.png = p/2.png" in out
+    assert "problem: the same content twice (one may be drawn to be held out, and the other one learned from): " in out
+    assert ": p/9.png = p/2.png\n" in out
     assert "2 problems" in out
     status, out, _ = check(capsys, write(), "--no-files")
     assert status == 0
@@ -103,8 +104,12 @@ def test_a_leak_by_path_and_by_content_is_a_problem(photos, capsys):
     status, out, _ = check(capsys, write(split, head))
     assert status == 1
     assert "problem: leak: held-out pictures of the same content as one to learn from: p/9.png = p/2.png" in out
-    status, out, _ = check(capsys, write(lambda lines: [*split(lines), f"{lines[0]},test"], head), "--no-files")
+    (folder / "p" / "4.png").write_bytes((folder / "p" / "1.png").read_bytes())  # both are learned from
+    assert "problem: the same content twice: p/4.png = p/1.png\n" in check(capsys, write(split, head))[1]
+    more = [*(f"p/{i}.png,a,2024-01-02,test" for i in (0, 19)), "p/1.png,a,2024-01-02,train"]
+    status, out, _ = check(capsys, write(lambda lines: [*split(lines), *more], head), "--no-files")
     assert status == 1
+    assert "problem: named more than once: p/1.png (rows 2 and 63), p/19.png (rows 20 and 62)" in out
     assert "problem: leak: held out and also to be learned from: p/0.png (rows 1 and 61)" in out
 
 
@@ -114,6 +119,80 @@ def test_repeated_paths_and_lonely_classes_are_told(photos, capsys):
     assert status == 1
     assert "problem: named more than once: p/3.png (rows 4 and 61)" in out
     assert "note: classes with one picture, which is never held out: d" in out
+
+
+def test_what_can_be_said_of_the_labels_is_said_though_pictures_are_repeated(photos, capsys):
+    folder, write = photos
+    sound = check(capsys, write(), "--no-files")[1]
+    status, out, _ = check(capsys, write(lambda lines: [*lines, lines[3], lines[3]]), "--no-files")
+    assert status == 1
+    assert "stream (were each picture named once): " in out
+    for said in ("label autocorrelation: ", "blind, 0 samples ahead: ", "suggested shift: "):
+        assert [line for line in out.splitlines() if line.startswith(said)] == [
+            line for line in sound.splitlines() if line.startswith(said)
+        ]
+    assert "fingerprint" in sound
+    assert "fingerprint" not in out  # of a stream that no run would have
+    (folder / "p" / "3.png").write_bytes(b"")
+    status, out, _ = check(capsys, write(lambda lines: [line.replace(",b,", ",a,") for line in lines[:8]]))
+    assert status == 1  # each problem is said, on a line of its own
+    assert out.count("problem: ") == 2
+    assert "all labels are 'a'" in out
+
+
+def test_without_times_the_order_of_the_table_is_looked_at(photos, capsys):
+    _, write = photos
+    rows = [f"p/{i}.png,{'abc'[i // 16 % 3]}" for i in range(660)]
+    place = np.random.default_rng(0).permutation(len(rows))
+    for head, lines, settings in (
+        ("path,label", rows, ()),
+        ("path,label", rows, ("--order", "given")),
+        ("path,label,order", [f"{rows[i]},{i}" for i in place], ()),
+    ):
+        status, out, _ = check(capsys, write(lambda _, lines=lines: lines, head), "--no-files", *settings)
+        assert status == 0
+        assert "in the order of the table (stream.order=given stream.shifts=[0,16,32,64]):" in out
+        autocorrelation = next(line for line in out.splitlines() if line.startswith("label autocorrelation: "))
+        assert float(autocorrelation.split()[2]) > 0.85  # bursts of sixteen
+        assert "suggested shift: " in out
+        assert "fingerprint: " in out
+    out = check(capsys, write(lambda _: rows, "path,label"), "--no-files", "--order", "data")[1]
+    assert "nothing is predicted ahead in this order" in out
+
+
+def test_the_sizes_of_the_classes_are_drawn(photos, capsys):
+    _, write = photos
+    sizes = [1] * 4 + [3, 3] + [25] * 8 + [130]
+    rows = [f"{label}-{i}.png,c{label:02d}" for label, size in enumerate(sizes) for i in range(size)]
+    out = check(capsys, write(lambda _: rows, "path,label"), "--no-files")[1]
+    lines = [line.split() for line in out.splitlines() if "classes" in line and line.startswith("  ")]
+    assert [(" ".join(line[: line.index("rows:")]), int(line[-3 if line[-1][0] == "#" else -2])) for line in lines] == [
+        ("1", 4), ("2 to 4", 2), ("5 to 9", 0), ("10 to 19", 0), ("20 to 49", 8), ("50 to 99", 0), ("100 to 199", 1),
+    ]  # fmt: skip
+    assert [line[-1].count("#") for line in lines] == [20, 10, 0, 0, 40, 0, 5]
+    assert "c14 130, c06 25, c07 25, c08 25, c09 25, ..., c05 3, c00 1" in out
+
+
+def test_pictures_that_links_take_out_of_the_folder_are_told(photos, tmp_path_factory, capsys):
+    folder, write = photos
+    away = tmp_path_factory.mktemp("away")
+    (folder / "p" / "7.png").rename(away / "7.png")
+    (folder / "p" / "7.png").symlink_to(away / "7.png")
+    (folder / "p" / "8.png").rename(folder / "eight.png")
+    (folder / "p" / "8.png").symlink_to("../eight.png")  # stays inside
+    status, out, _ = check(capsys, write())
+    assert status == 0
+    assert f"note: outside the folder of the pictures, by links: 1: p/7.png -> {away / '7.png'}\n" in out
+    (folder / "p").rename(away / "p")
+    (folder / "p").symlink_to(away / "p")
+    out = check(capsys, write())[1]
+    assert "note: outside the folder of the pictures, by links: 60: p/0.png -> " in out
+    home = tmp_path_factory.mktemp("home") / "linked"
+    home.symlink_to(folder)  # the root itself may be a link
+    (folder / "p").unlink()
+    (away / "p").rename(folder / "p")
+    out = check(capsys, str(home / "photos.csv"))[1]
+    assert "by links: 1: p/7.png" in out
 
 
 def test_a_class_whose_only_picture_the_split_holds_out_is_not_said_to_be_learned(photos, capsys):

@@ -194,6 +194,15 @@ def test_a_link_that_leads_back_is_refused_and_others_are_followed(tmp_path):
         read(str(tmp_path / "photos"))
 
 
+def test_a_folder_that_links_show_twice_is_refused(tmp_path):
+    for split in ("train", "test"):
+        picture(tmp_path / split / "dog" / f"{split}.png")
+    picture(tmp_path / "train" / "cat" / "1.png")
+    (tmp_path / "test" / "cat").symlink_to(tmp_path / "train" / "cat")
+    with pytest.raises(UserError, match=r"train/cat and .*test/cat are the same folder, by a link"):
+        read(str(tmp_path))
+
+
 def test_names_that_are_no_text_are_read_in_folders(tmp_path):
     folder = os.fsencode(tmp_path / "cat")
     os.mkdir(folder)
