@@ -110,6 +110,35 @@ def boards(runs: Iterable[Run]) -> list[Board]:
     return found
 
 
+def incomparable(found: Sequence[Board]) -> list[str]:
+    """Return a line for each lot of streams that look alike and are not: their fingerprints at one seed differ.
+
+    Streams look alike by their name, or where the makers of their tables warn of each other (a note of both that says
+    "never compare", as for the two orderings of CGLM).
+    """
+    alike: dict[tuple[str, str], list[Board]] = {}
+    for board in found:
+        alike.setdefault((board.stream, ""), []).append(board)
+        for note in dict.fromkeys(note for run in board.flat for note in run.info.get("notes") or ()):
+            if "never compare" in note:
+                alike.setdefault(("", str(note)), []).append(board)
+    lines = []
+    for (_, note), several in alike.items():
+        streams: dict[int, dict[str, str]] = {}  # seed -> fingerprint -> name
+        for run in (run for board in several for run in board.flat):
+            streams.setdefault(run.seed, {}).setdefault(run.fingerprint, run.stream)
+        seed, names = max(streams.items(), key=lambda item: (len(item[1]), -item[0]))
+        when = f", at seed {seed}"
+        if note and len(names) < 2:  # tables whose makers warn are told apart by their names, too
+            names, when = {run.fingerprint: board.stream for board in several for run in board.flat[:1]}, ""
+            names = names if len(set(names.values())) > 1 else {}
+        if len(names) > 1:
+            listed = " and ".join(f"'{name}' with the fingerprint {fingerprint}" for fingerprint, name in names.items())
+            because = f" ({note})" if note else ""
+            lines.append(f"Different streams, whose runs must not be compared: {listed}{when}{because}.")
+    return lines
+
+
 def differences(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Return for each of several flat settings the "key=value" that not all of them share."""
     keys = sorted({key for each in settings for key in each})

@@ -14,7 +14,7 @@ from typing import Any
 import budgetcl
 from budgetcl.errors import UserError
 from budgetcl.report import plots
-from budgetcl.report.boards import UNLIMITED, Board, boards
+from budgetcl.report.boards import UNLIMITED, Board, boards, incomparable
 from budgetcl.report.controls import idea_or_price
 from budgetcl.report.currencies import grids as currency_grids
 from budgetcl.report.plots import Style
@@ -179,6 +179,7 @@ def _notes(sections: Sequence[_Section], unfinished: Sequence[Path]) -> list[str
                 f"The runs on '{stream}' were made under different conditions and are not comparable: they stand in "
                 f"{streams.count(stream)} sections, each titled by what differs."
             )
+    notes += incomparable([section.board for section in sections])
     if unfinished:
         names = ", ".join(path.name for path in unfinished[:5]) + (", ..." if len(unfinished) > 5 else "")
         plural = "runs are" if len(unfinished) > 1 else "run is"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from budgetcl.report.boards import boards, differences
+from budgetcl.report.boards import boards, differences, incomparable
 from budgetcl.report.runs import Run
 
 
@@ -52,6 +52,37 @@ def test_what_may_not_be_compared_is_separated_and_titled_by_what_differs(change
     found = boards([run("naive"), run("er", **changed)])
     assert [board.methods for board in found] == [("naive",), ("er",)]
     assert said in found[1].title
+
+
+CGLM = "CGLM has two orderings, by the date of upload and by the date in EXIF: never compare runs on one with the other"
+
+
+def test_streams_that_look_alike_and_are_not_are_told():
+    def upload(seed):
+        return run("naive", seed, "up", stream="cglm_upload", notes=["order: by the date of upload", CGLM])
+
+    def exif(seed):
+        return run("naive", seed, "ex", stream="cglm_exif", notes=["order: by the date in EXIF", CGLM])
+
+    (line,) = incomparable(boards([upload(0), upload(1), exif(1), run()]))
+    assert line == (
+        "Different streams, whose runs must not be compared: 'cglm_upload' with the fingerprint up and 'cglm_exif' "
+        f"with the fingerprint ex, at seed 1 ({CGLM})."
+    )
+    (line,) = incomparable(boards([upload(0), exif(1)]))
+    assert f"the fingerprint ex ({CGLM})." in line
+    (line,) = incomparable(boards([run(seed=3), run("er", 3, "x"), run(seed=4)]))
+    assert line == (
+        "Different streams, whose runs must not be compared: 's' with the fingerprint f3 and 's' with the fingerprint "
+        "x, at seed 3."
+    )
+
+
+def test_one_stream_under_several_conditions_or_seeds_is_no_different_one():
+    found = boards([run(), run(seed=1), run(rest="carry"), run(stream="t", fingerprint="t")])
+    assert len(found) == 3
+    assert incomparable(found) == []
+    assert incomparable(boards([run(notes=[CGLM]), run("er", notes=[CGLM]), run("er", 1, notes=[CGLM])])) == []
 
 
 def test_two_streams_at_one_seed_are_separated_by_fingerprint_even_if_nothing_else_tells_them_apart():

@@ -1,8 +1,11 @@
 """The report as a user meets it."""
 
+import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
+from html import unescape
 
 import pytest
 
@@ -109,6 +112,26 @@ def one_line(error):
     message = str(error.value)
     assert "\n" not in message
     return message
+
+
+def test_two_orderings_of_one_set_are_told_apart_on_the_page_in_markdown_and_in_the_terminal(
+    tmp_path, write_record, streams, capsys
+):
+    note = "CGLM has two orderings: never compare runs on one with runs on the other"
+    for i, name in enumerate(("cglm_upload", "cglm_exif")):
+        stream = replace(streams["timed"](i), name=name)
+        write_record(tmp_path / name, stream, "naive", "baseline", 0, notes=[note])
+    report([tmp_path])
+    prints = [
+        json.loads((tmp_path / name / "run.json").read_text())["fingerprint"] for name in ("cglm_exif", "cglm_upload")
+    ]
+    line = (
+        f"Different streams, whose runs must not be compared: 'cglm_exif' with the fingerprint {prints[0]} and "
+        f"'cglm_upload' with the fingerprint {prints[1]}, at seed 0 ({note})."
+    )
+    assert line in " ".join(capsys.readouterr().out.split())
+    assert line in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert line in unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
 
 
 def test_a_folder_without_records_is_refused(tmp_path):
