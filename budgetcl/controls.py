@@ -3,6 +3,9 @@
 For every method X: X *uncharged*, so that its idea has no price, and naive training with *the same updates* as X
 affords in each step, so that it has X's price without X's idea. And one for all: naive training *unlimited*, the upper
 line.
+
+A control that would be another run to the bit is not made: uncharged, a method that pays for nothing but training is
+itself; naive training is what makes the updates of one that makes as many as naive.
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ from budgetcl.assemble import Parts, build, make_parts, refuse_odd
 from budgetcl.budget.allowance import Budget
 from budgetcl.budget.currencies import Seconds
 from budgetcl.budget.ledger import CATEGORIES
-from budgetcl.configuration import compose, group_of, method_label
-from budgetcl.dry_run import simulate
-from budgetcl.errors import UserError, one_of
+from budgetcl.configuration import compose, group_of, method_label, plain, run_id
+from budgetcl.dry_run import rehearse, simulate
+from budgetcl.errors import DoesNotApply, UserError, one_of
 from budgetcl.streams.batch import Source
 from budgetcl.streams.stream import PRETRAIN
 
@@ -30,7 +33,11 @@ _IDEA = (
     *("method", "control", "memory", "sampler", "objective", "teacher", "regulariser", "averaging", "calibration"),
     *("head", "part", "classifier", "features", "learner"),
 )
+_FIRST = 0.2  # seconds of the processor, for a first look at what is charged
 _TRAINING = ("learner.batch", "learner.batch_norm", "learner.clip", "learner.seed")  # not the learner's idea
+
+
+SHARED = "control=unlimited given again: one run serves all methods"
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,9 @@ def prepared(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Par
         overrides: what it was composed from.
 
     Raises:
-        UserError: bad input; a method that makes no updates has no naive training with as many.
+        UserError: bad input.
+        DoesNotApply: this control is another run already, or there is none: a method that makes no updates has no naive
+            training with as many.
     """
     if cfg.control is None:
         parts = make_parts(cfg)
@@ -87,12 +96,22 @@ def prepared(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Par
     budget: Budget = build(cfg.budget)
     if cfg.control == UNCHARGED:
         free = [category for category in CATEGORIES if category != "train"]
-        cfg = _with_budget(cfg, free=free)
-        return cfg, make_parts(cfg), budget
-    if cfg.control == SAME_UPDATES:
         parts = make_parts(cfg)
-        updates, source = _updates(cfg, parts), parts.source
-        cfg = _naive(cfg, overrides)
+        if not _pays_beside_training(cfg, parts):
+            raise DoesNotApply(
+                "control=uncharged given to a method that pays for nothing but training: it is this control itself"
+            )
+        cfg = _with_budget(cfg, free=free)
+        return cfg, make_parts(cfg, parts.source, parts.compute.prices), budget
+    if cfg.control == SAME_UPDATES:
+        source, naive = build(cfg.stream), _naive(cfg, overrides)
+        updates = _updates(cfg, source)
+        if run_id(plain(cfg)) == run_id(plain(naive)) or updates == _updates(naive, source):
+            raise DoesNotApply(
+                "control=same_updates given to a method that makes as many updates as naive: naive is this control "
+                "itself"
+            )
+        cfg = naive
     else:
         source = build(cfg.stream)
         updates = _passes(cfg, source)
@@ -108,17 +127,28 @@ def _with_budget(cfg: DictConfig, **changes: Any) -> DictConfig:
     return changed
 
 
-def _updates(cfg: DictConfig, parts: Parts) -> list[int]:
+def _pays_beside_training(cfg: DictConfig, parts: Parts) -> bool:
+    """Return whether anything is charged beside training: by the first steps of a dry run, else by all of them."""
+    if isinstance(parts.compute.budget.currency, Seconds):  # a dry run has no clock
+        return True
+    for seconds in (_FIRST, math.inf):
+        ledger = rehearse(cfg, seconds, parts.compute.prices, parts.source)[1].ledger
+        if any(paid and category != "train" for category, paid in zip(ledger["category"], ledger["charged"])):
+            return True
+    return False
+
+
+def _updates(cfg: DictConfig, source: Source) -> list[int]:
     """Return how many updates a method makes in each step, by its dry run."""
-    name = cfg.method.name
+    parts = make_parts(cfg, source)
     if isinstance(parts.compute.budget.currency, Seconds):
-        raise UserError(
+        raise DoesNotApply(
             "control=same_updates given with currency=seconds: how many updates a method makes in a second is not "
-            "known before; take another currency"
+            "known before"
         )
     updates = [int(number) for number in simulate(parts, int(cfg.seed), int(cfg.query)).steps["updates"]]
     if not any(updates):
-        raise UserError(f"control=same_updates given, but {name} makes no updates: leave it out here")
+        raise DoesNotApply("control=same_updates given to a method that makes no updates")
     return updates
 
 

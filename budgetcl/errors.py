@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Bad input. The command line prints its message on one line and exits with status 2."""
 
 
+class DoesNotApply(UserError):
+    """What was asked for is no run of its own: it is another run already, or there is none. A sweep goes on."""
+
+
 class Unrevealed(UserError):
     """A learner asked for a label, or an image, that the stream has not revealed yet."""
 

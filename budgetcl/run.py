@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from budgetcl.assemble import build
 from budgetcl.budget.ranks import here
 from budgetcl.configuration import plain, run_id
-from budgetcl.controls import plan, prepared
-from budgetcl.errors import UserError
+from budgetcl.controls import SHARED, UNLIMITED, plan, prepared
+from budgetcl.errors import DoesNotApply, UserError
 from budgetcl.foresight import warning
 from budgetcl.loop import Progress, run
 from budgetcl.records.claim import claimed
@@ -51,6 +51,7 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool, alone: boo
 
     Raises:
         UserError: bad input, or another process is at this run.
+        DoesNotApply: a control that is another run already, or none.
     """
     for key in ("output", "name"):
         if cfg[key] in (None, ""):
@@ -61,8 +62,11 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool, alone: boo
     place, identity = Path(str(cfg.output)) / str(cfg.name), run_id(plain(planned.asked))
     ranks = here()
     narrator = _Narrator(f"{planned.label} seed {cfg.seed}", several, alone)
-    if (before := ranks.told(finished(place, identity))) and not again:
-        return _already(before, narrator, ranks.rank > 0)
+    if before := ranks.told(finished(place, identity)):
+        if several and cfg.control == UNLIMITED and cfg.method.name != "naive":  # a sweep asks once for each method
+            raise DoesNotApply(SHARED)
+        if not again:
+            return _already(before, narrator, ranks.rank > 0)
     cfg, parts, budget = prepared(planned.asked, overrides)
     config = plain(cfg)
     del config["rerun"]

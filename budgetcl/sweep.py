@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from budgetcl.configuration import conf_folder, searched
-from budgetcl.errors import UserError
+from budgetcl.errors import DoesNotApply, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-DONE, ALREADY, FAILED = "done", "already done", "failed"
+DONE, ALREADY, IDLE, FAILED = STATES = ("done", "already done", "not applicable", "failed")
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Outcome:
 
     Attributes:
         overrides: what it was asked to be.
-        state: DONE, ALREADY (it was finished before) or FAILED.
-        reason: why it failed.
+        state: DONE, ALREADY (it was finished before), IDLE (there is no such run, or another one is it) or FAILED.
+        reason: why it failed, or does not apply.
         bad_input: whether what was given is to blame.
     """
 
@@ -72,6 +72,8 @@ def one_of_several(cfg: DictConfig) -> Outcome:
     from hydra.core.hydra_config import HydraConfig
 
     from budgetcl.budget.ranks import leave, processes
+    from budgetcl.controls import SHARED, UNLIMITED
+    from budgetcl.records.claim import Busy
     from budgetcl.run import execute, reason
 
     given, launcher = HydraConfig.get().overrides, HydraConfig.get().launcher
@@ -80,7 +82,11 @@ def one_of_several(cfg: DictConfig) -> Outcome:
     try:
         _, fresh = execute(cfg, [*folders, *overrides], several=True, alone=alone)
         leave()
+    except DoesNotApply as error:
+        return Outcome(overrides, IDLE, str(error))
     except Exception as error:
+        if isinstance(error, Busy) and cfg.control == UNLIMITED:  # begun for another method at the same time
+            return Outcome(overrides, IDLE, SHARED)
         if processes() > 1:  # the others would wait for this one: it has to end, and they with it
             raise
         print(f"failed: {' '.join(overrides)}: {reason(error)}", flush=True)
@@ -92,9 +98,12 @@ def summarise(outcomes: Sequence[Outcome]) -> int:
     """Say what became of the runs, the failed ones by what they do not share with the others, and return the status."""
     shared: set[Any] = set.intersection(*(set(each.overrides) for each in outcomes)) if len(outcomes) > 1 else set()
     failed = [outcome for outcome in outcomes if outcome.state == FAILED]
-    status = 0 if not failed else 2 if all(outcome.bad_input for outcome in outcomes) else 1
-    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in (DONE, ALREADY, FAILED)}
+    idle = [outcome for outcome in outcomes if outcome.state == IDLE]
+    status = 0 if not failed else 2 if all(outcome.bad_input for outcome in outcomes if outcome not in idle) else 1
+    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in STATES}
     print(f"{len(outcomes)} runs: {', '.join(f'{n} {state}' for state, n in counts.items() if n)}", flush=True)
+    if idle:
+        print(f"not applicable: {'; '.join(_by_reason(idle))}", flush=True)
     reasons = {outcome.reason for outcome in failed}
     if status == 2 and len(reasons) == 1:  # what the runs share is to blame: one line says it
         print(f"budgetcl: {reasons.pop()}", file=sys.stderr, flush=True)
@@ -103,3 +112,12 @@ def summarise(outcomes: Sequence[Outcome]) -> int:
         own = " ".join(override for override in outcome.overrides if override not in shared)
         print(f"budgetcl: failed: {own or ' '.join(outcome.overrides)}: {outcome.reason}", file=sys.stderr, flush=True)
     return status
+
+
+def _by_reason(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return each reason once, with the methods that it holds for."""
+    found: dict[str, dict[str, None]] = {}
+    for outcome in outcomes:
+        methods = [each.partition("=")[2] for each in outcome.overrides if each.startswith("method=")]
+        found.setdefault(outcome.reason, {}).update(dict.fromkeys(methods[-1:]))
+    return [f"{reason} ({', '.join(methods)})" if methods else reason for reason, methods in found.items()]

@@ -2,13 +2,15 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from budgetcl.cli import main
 from budgetcl.configuration import compose, plain, run_id
 from budgetcl.controls import plan, prepared
-from budgetcl.errors import UserError
+from budgetcl.errors import DoesNotApply, UserError
+from budgetcl.records.claim import claimed
 from budgetcl.records.record import find
 from budgetcl.report.boards import boards
 from budgetcl.report.runs import reduce
@@ -48,7 +50,7 @@ def test_uncharged_everything_but_training_is_free_and_recorded(made):
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"), [("kd_mse", ()), ("max_loss", ()), ("head_only", ()), ("ace", ("budget.rest=carry",))]
+    ("method", "settings"), [("kd_mse", ()), ("max_loss", ()), ("head_only", ()), ("kd_mse", ("budget.rest=carry",))]
 )
 def test_naive_makes_exactly_the_updates_that_the_method_makes(go, made, method, settings):
     cfg, kept, budget = made(method, "same_updates", *settings)
@@ -127,8 +129,6 @@ def test_each_control_has_an_identity_of_its_own(asked):
 @pytest.mark.parametrize(
     ("method", "control", "settings", "message"),
     [
-        ("knn", "same_updates", (), "knn makes no updates"),
-        ("kd_mse", "same_updates", ("currency=seconds",), "not known before"),
         ("kd_mse", "free", (), "control='free' given"),
         ("kd_mse", "unlimited", ("unlimited_passes=0",), "a positive number is expected"),
     ],
@@ -137,6 +137,50 @@ def test_what_has_no_such_control_is_refused_in_one_line(made, method, control, 
     with pytest.raises(UserError, match=message) as error:
         made(method, control, *settings)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "control", "settings", "message"),
+    [
+        ("knn", "same_updates", (), "makes no updates"),
+        ("kd_mse", "same_updates", ("currency=seconds",), "not known before"),
+        ("naive", "same_updates", (), "naive is this control itself"),
+        ("naive", "same_updates", ("optimiser.lr=0.2",), "naive is this control itself"),
+        ("ace", "same_updates", ("budget.rest=carry",), "naive is this control itself"),
+        ("naive", "uncharged", (), "pays for nothing but training"),
+        ("class_balanced", "uncharged", (), "pays for nothing but training"),
+        ("kd_mse", "uncharged", ("currency=iterations",), "pays for nothing but training"),
+    ],
+)
+def test_a_control_that_is_another_run_or_none_does_not_apply(asked, method, control, settings, message):
+    cfg, given = asked(method, control, *settings)
+    with pytest.raises(DoesNotApply, match=message) as error:
+        prepared(plan(cfg, given).asked, given)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["naive", "class_balanced"])
+def test_what_pays_for_nothing_but_training_is_its_uncharged_control_to_the_bit(go, same, method):
+    free = "budget.free=[teacher,score,select,calibrate,regularise,probe,predict]"
+    charged, uncharged = go("glyphs", method), go("glyphs", method, free)
+    same(charged.predictions, uncharged.predictions)
+
+
+def test_a_charge_that_comes_late_is_found(asked, monkeypatch):
+    """A calibration that the first look does not reach: nothing else is charged beside training."""
+    from budgetcl import controls
+
+    looks = []
+
+    def rehearse(cfg, seconds, *given):
+        looks.append(seconds)
+        late = "train" if len(looks) == 1 else "calibrate"
+        return None, SimpleNamespace(ledger={"category": ["train", late], "charged": [5, 1]})
+
+    monkeypatch.setattr(controls, "rehearse", rehearse)
+    cfg, given = asked("kd_mse", "uncharged")
+    assert prepared(plan(cfg, given).asked, given)[0].budget.free
+    assert looks[1] == math.inf
 
 
 SMALL = (
@@ -163,3 +207,30 @@ def test_a_sweep_over_controls_puts_them_below_their_method(tmp_path, capfd):
     assert infos["naive: updates of kd_mse"]["group"] == "control"
     updates = {name: runs[0].number("updates") for name, runs in board.runs.items()}
     assert 0 < updates["naive: updates of kd_mse"] == updates["kd_mse"] < updates["naive"]
+
+
+EVERY = ("method=naive,kd_mse", "control=null,uncharged,same_updates,unlimited", "unlimited_passes=1")
+
+
+def test_a_sweep_over_all_controls_makes_each_run_once_and_says_what_does_not_apply(tmp_path, capfd):
+    sweep = ["run", "-m", *SMALL, f"output={tmp_path}", *EVERY]
+    assert main(sweep) == 0
+    out, error = capfd.readouterr()
+    assert error == ""
+    count, idle = out.splitlines()[-2:]
+    assert count == "8 runs: 5 done, 3 not applicable"
+    for reason in ("nothing but training: it is this control itself (naive)", "naive is this control itself (naive)",
+                   "one run serves all methods (kd_mse)"):  # fmt: skip
+        assert idle.count(reason) == 1
+    assert len(list(find([tmp_path]))) == 5
+    assert main(sweep) == 0
+    assert "8 runs: 5 already done, 3 not applicable" in capfd.readouterr().out
+    assert main([*sweep[:-2], "control=unlimited", "unlimited_passes=1", "rerun=true"]) == 0
+    assert "2 runs: 1 done, 1 not applicable" in capfd.readouterr().out
+
+
+def test_the_shared_run_may_be_begun_for_another_method(tmp_path, capfd):
+    cfg = compose([*SMALL, "method=naive", "control=unlimited", "unlimited_passes=1"])
+    with claimed(tmp_path / "default" / f".{run_id(plain(cfg))}.lock"):
+        assert main(["run", "-m", *SMALL, f"output={tmp_path}", EVERY[0], "control=unlimited", EVERY[2]]) == 0
+    assert "2 runs: 2 not applicable" in capfd.readouterr().out

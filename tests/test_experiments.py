@@ -8,6 +8,7 @@ import yaml
 from budgetcl.assemble import build
 from budgetcl.cli import main
 from budgetcl.configuration import compose, conf_folder
+from budgetcl.controls import KINDS
 from budgetcl.records.record import find
 
 PRESETS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))
@@ -49,6 +50,15 @@ def test_a_table_of_the_papers_has_its_command_and_reported_seeds(preset):
     assert "method" in swept(preset)
 
 
+@pytest.mark.parametrize("preset", [name for name in TABLES if name != "unique_samples"])
+def test_a_table_has_its_controls_behind_all_methods_and_scratch_beside_them(preset):
+    params = swept(preset)
+    assert next(iter(params)) == "control"  # hydra's outermost loop
+    assert params["control"].split(",") == ["null", *KINDS]
+    assert params["method"].split(",")[:2] == ["naive", "scratch"]
+    assert compose([f"experiment={preset}"]).unlimited_passes < 20  # which are meant for one step
+
+
 @pytest.mark.parametrize("preset", TABLES)
 @pytest.mark.parametrize(("stream", "updates"), [("imagenet2k_ci", 400), ("cglm", 100), ("cloc", 1)])
 def test_a_table_moves_to_the_papers_data_by_one_group(preset, stream, updates):
@@ -61,7 +71,8 @@ def test_a_table_moves_to_the_papers_data_by_one_group(preset, stream, updates):
 def test_a_preset_is_a_whole_table_and_the_command_line_may_narrow_it(tmp_path):
     tiny = ("stream.samples=96", "stream.prefix=400", "stream.classes=20", "stream.burst=6", "stream.shifts=[0,16,32]",
             "stream.shift=32", "stream.retention=16")  # fmt: skip
-    assert main(["run", "-m", "experiment=online", *tiny, f"output={tmp_path}", "method=majority", "seed=3"]) == 0
+    narrowed = ("method=majority", "seed=3", "control=null", f"output={tmp_path}")
+    assert main(["run", "-m", "experiment=online", *tiny, *narrowed]) == 0
     runs = [run.info for run in find([Path(tmp_path)])]
     assert sorted(info["budget"]["updates"] for info in runs) == [2, 12]
     assert {info["seed"] for info in runs} == {3}

@@ -175,6 +175,22 @@ def test_what_all_runs_share_is_refused_in_one_line(tmp_path, capfd, launcher):
     assert [line.split(": ")[2] for line in lines] == ["seed=-1", "seed=-2"]
 
 
+def test_what_does_not_apply_is_no_failure_and_excuses_none(tmp_path, capfd):
+    assert budgetcl(tmp_path, "-m", "method=last_label,majority", "control=same_updates") == 0
+    out, error = capfd.readouterr()
+    assert out.splitlines()[-2] == "2 runs: 2 not applicable"
+    assert out.splitlines()[-1].endswith("makes no updates (last_label, majority)")
+    assert error == ""
+    assert not list(find([tmp_path]))
+    assert budgetcl(tmp_path, "-m", "control=null,same_updates", "metrics.ahead.warmup=7") == 2
+    out, error = capfd.readouterr()
+    assert "2 runs: 1 not applicable, 1 failed" in out
+    assert error.startswith("budgetcl: ")
+    assert "warmup=7 given" in error
+    assert budgetcl(tmp_path, "control=same_updates") == 2  # asked for alone it is
+    assert "makes no updates" in capfd.readouterr().err
+
+
 def test_what_nobody_foresaw_fails_one_run_and_says_where(tmp_path, capfd, monkeypatch, unrehearsed):
     fit = Blind.fit
 

@@ -12,12 +12,17 @@ from typing import TextIO
 from budgetcl.errors import UserError
 
 
+class Busy(UserError):
+    """Another process is at it."""
+
+
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[None]:
     """Hold the lock file ``path``, and take it away at the end. A killed process leaves the file but not the lock.
 
     Raises:
-        UserError: another process holds it, or the folder cannot be written.
+        Busy: another process holds it.
+        UserError: the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +52,7 @@ def _locked(path: Path) -> TextIO:
             file.seek(0)
             holder = file.read() or "another process"
             file.close()
-            raise UserError(f"{holder} is at it ('{path}' is locked): wait for it, then start the same again") from None
+            raise Busy(f"{holder} is at it ('{path}' is locked): wait for it, then start the same again") from None
         except OSError:  # a file system without locks: there is nothing to hold
             return file
         # The file may have been taken away between opening and locking; a lock on what nobody sees holds nothing.

@@ -98,8 +98,9 @@ def idea_or_price(board: Board, table: Comparison) -> Grid | None:
         rows,
         f"Differences of {column.title} accuracy in points, paired by seed, with 95 % intervals (Student's t). "
         "Uncharged: all but training is free, so the idea without its price. X's updates: naive training with exactly "
-        "as many updates in each step as X affords. ▲ and ▼: the interval excludes 0; whatever "
-        "holds 0 is not shown, which is not the same as shown to be nothing.",
+        "as many updates in each step as X affords. A method that pays for nothing but training is its own uncharged "
+        "control, and naive training that of one that makes as many updates: such runs are not made twice. ▲ and ▼: "
+        "the interval excludes 0; whatever holds 0 is not shown, which is not the same as shown to be nothing.",
     )
 
 
