@@ -1,7 +1,9 @@
 """Presets: each composes, also on the papers' own data, and names methods and streams that there are."""
 
+import itertools
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -59,13 +61,55 @@ def test_a_table_has_its_controls_behind_all_methods_and_scratch_beside_them(pre
     assert compose([f"experiment={preset}"]).unlimited_passes < 20  # which are meant for one step
 
 
-@pytest.mark.parametrize("preset", TABLES)
-@pytest.mark.parametrize(("stream", "updates"), [("imagenet2k_ci", 400), ("cglm", 100), ("cloc", 1)])
-def test_a_table_moves_to_the_papers_data_by_one_group(preset, stream, updates):
-    cfg = compose([f"experiment={preset}", f"stream={stream}"])
+# The papers' data: updates of a step, samples of an update, and the backbone's settings beside its name and weights.
+PAPERS = {
+    "imagenet2k_ci": (400, 1500, {"classifier": True, "embed": None}),
+    "imagenet2k_di": (400, 1500, {"classifier": True, "embed": None}),
+    "cglm": (100, 1500, {"classifier": False, "embed": None}),
+    "cglm_online": (1, 128, {"classifier": False, "embed": [512, 256]}),
+    "cloc": (1, 256, {"classifier": False, "embed": [512, 256]}),
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "stream"),
+    [*itertools.product(TABLES, ("imagenet2k_ci", "cglm", "cloc")), ("sampling", "imagenet2k_di"),
+     ("online", "cglm_online")],
+)  # fmt: skip
+def test_a_table_moves_to_the_papers_data_by_one_group(preset, stream):
+    cfg = compose([f"experiment={preset}", f"stream={stream}", "stream.path=table.parquet"])
+    updates, batch, backbone = PAPERS[stream]
     assert cfg.stream._target_ == "budgetcl.streams.table.table"
-    assert cfg.reference.batch == {"cloc": 256}.get(stream, 1500)  # what the stream sets is the stream's
+    assert cfg.reference.batch == cfg.learner.batch == batch  # what the stream sets is the stream's
     assert cfg.budget.updates == (None if preset == "time_steps" else updates)
+    assert cfg.budget.rest == ("carry" if preset == "online" else "stop")  # and what the table sets is the table's
+    assert cfg.precision == "bf16"
+    assert cfg.backbone.items() >= {"name": "resnet50", "weights": "IMAGENET1K_V2", **backbone}.items()
+    yardstick = {"name": "resnet50", "weights": None, "classifier": False, "embed": backbone["embed"]}
+    assert cfg.reference.backbone.items() >= yardstick.items()  # the same network; of it only the shapes count
+
+
+@pytest.mark.parametrize("stream", PAPERS)
+def test_a_smaller_backbone_takes_the_place_of_the_papers_by_the_same_group(stream):
+    small = ("backbone=small", "backbone@reference.backbone=small")
+    cfg = compose([f"stream={stream}", "stream.path=table.parquet", *small])
+    assert build(cfg.backbone).feature_dim == build(cfg.reference.backbone).feature_dim == 64
+
+
+@pytest.mark.parametrize(("preset", "stream"), [("sampling", "imagenet2k_ci"), ("time_steps", "cglm"),
+                                                ("online", "cglm_online"), ("online", "cloc")])  # fmt: skip
+def test_a_table_has_a_price_on_the_papers_data(preset, stream, tmp_path, capfd):
+    """With a small backbone, for small pictures, which nobody looks at."""
+    count = 1600
+    table = pd.DataFrame({"path": [f"{i}.jpg" for i in range(count)], "label": [i % 40 for i in range(count)]})
+    table["split"] = ["test" if i % 9 == 0 else "train" for i in range(count)]
+    table["time"] = table["order"] = range(count)
+    table.to_parquet(tmp_path / "table.parquet")
+    small = ("stream.size=32", "stream.resize=null", "backbone=small", "backbone@reference.backbone=small")
+    cut = ("stream.shifts=[0,64]", "stream.shift=64") if preset == "online" else ("reference.batch=64",)
+    given = (f"experiment={preset}", f"stream={stream}", f"stream.path={tmp_path / 'table.parquet'}", *small, *cut)
+    assert main(["price", *given]) == 0
+    assert "naive" in capfd.readouterr().out
 
 
 def test_a_preset_is_a_whole_table_and_the_command_line_may_narrow_it(tmp_path):

@@ -19,8 +19,10 @@ from budgetcl.data.prepared import script
 from budgetcl.streams.stream import PREFIX, PRETEST, PRETRAIN, PREVALIDATION, RETENTION, TEST, VALIDATION
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-PUBLISHED = ("imagenet2k_ci", "imagenet2k_di", "cglm", "cloc", "cifar10", "cifar100", "mnist", "fashion_mnist")
-SMALL = ("stream.size=16", "stream.resize=null", "reference.batch=4", "budget.updates=1", "device=cpu")
+PUBLISHED = ("imagenet2k_ci", "imagenet2k_di", "cglm", "cglm_online", "cloc", "cifar10", "cifar100", "mnist",
+             "fashion_mnist")  # fmt: skip
+SMALL = ("stream.size=16", "stream.resize=null", "reference.batch=4", "budget.updates=1", "device=cpu",
+         "precision=fp32", "backbone=small", "backbone@reference.backbone=small")  # fmt: skip
 
 
 def prepare(name, *arguments):
@@ -122,8 +124,8 @@ def test_the_two_orderings_of_cglm_have_different_fingerprints(cglm):
 
 
 def test_cglm_by_its_times_measures_retention_and_predicts_ahead(cglm):
-    settings = ("stream.order=time", "stream.steps=null", "stream.chunk=6", "stream.shifts=[0,6]", "stream.shift=6")
-    stream = stream_of("cglm", cglm / "cglm_upload.parquet", *settings)
+    settings = ("stream.chunk=6", "stream.shifts=[0,6]", "stream.shift=6")
+    stream = stream_of("cglm_online", cglm / "cglm_upload.parquet", *settings)
     assert len(stream.rows(RETENTION)) == 8
     assert (np.diff(stream.time[: stream.samples]) > 0).all()
     assert stream.shifts == (0, 6)
