@@ -23,7 +23,7 @@ from budgetcl.budget.currencies import Seconds
 from budgetcl.budget.ledger import CATEGORIES
 from budgetcl.configuration import compose, group_of, method_label, plain, run_id
 from budgetcl.dry_run import rehearse, simulate
-from budgetcl.errors import DoesNotApply, UserError, one_of
+from budgetcl.errors import DoesNotApply, one_of
 from budgetcl.streams.batch import Source
 from budgetcl.streams.stream import PRETRAIN
 
