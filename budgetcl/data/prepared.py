@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from budgetcl.errors import UserError, one_of
+from budgetcl.streams.paths import hashes_of
+from budgetcl.streams.rows import buffers
 
 if TYPE_CHECKING:
     import pyarrow
@@ -140,7 +142,9 @@ class Prepared:
             order[:] = np.arange(self._streamed, self._streamed + n)
             self._streamed += n
             self.train_sum = (self.train_sum + int(self._hashes[-1].sum())) % (1 << 64)
-            self._order.update("".join(f"{path}\n" for path in columns["path"].to_pylist()).encode())
+            nothing, line = (pa.scalar(text, pa.large_binary()) for text in (b"", b"\n"))
+            lines = pc.binary_join_element_wise(_bytes(columns["path"]), nothing, line)
+            self._order.update(buffers(lines)[0].tobytes())
         columns["split"] = pa.repeat(pa.scalar(split), n)
         if self._ordered:
             columns["order"] = pa.array(order)
@@ -298,9 +302,13 @@ def script(
 
 
 def _hashed(paths: pyarrow.Array) -> np.ndarray:
-    import pandas as pd
+    return hashes_of(*buffers(_bytes(paths)))
 
-    return pd.util.hash_array(paths.to_numpy(zero_copy_only=False), categorize=False)
+
+def _bytes(texts: pyarrow.Array) -> pyarrow.Array:
+    import pyarrow as pa
+
+    return texts.cast(pa.large_binary())
 
 
 def _several(names: Sequence[str], count: int) -> str:

@@ -263,7 +263,7 @@ def _bytes(part: pa.Array, root: str) -> tuple[NDArray[np.uint8], NDArray[np.int
         starts = pc.starts_with(part, prefix)
         if pc.any(starts).as_py():
             part = pc.replace_with_mask(part, starts, pc.binary_slice(part.filter(starts), len(prefix)))
-    data, start = _buffers(part)
+    data, start = buffers(part)
     if not (np.diff(start) > 0).all():
         raise _Odd(np.argmin(np.diff(start) > 0), "the path is empty")
     if not data.all():
@@ -285,11 +285,14 @@ def _bytes(part: pa.Array, root: str) -> tuple[NDArray[np.uint8], NDArray[np.int
             mended.append(path)
         mask = np.zeros(len(part), bool)
         mask[odd] = True
-        data, start = _buffers(pc.replace_with_mask(part, pa.array(mask), pa.array(mended, pa.large_binary())))
+        data, start = buffers(pc.replace_with_mask(part, pa.array(mask), pa.array(mended, pa.large_binary())))
     return data, start
 
 
-def _buffers(part: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def buffers(part: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the bytes of large texts without nulls, one after the other, and where each begins."""
+    if not len(part):
+        return np.empty(0, np.uint8), np.zeros(1, np.int64)
     _, starts, data = part.buffers()
     start = np.frombuffer(starts, np.int64)[part.offset : part.offset + len(part) + 1]
     held = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)

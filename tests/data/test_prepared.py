@@ -1,12 +1,13 @@
+import hashlib
 import json
 from collections import Counter
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from budgetcl.data import prepared
 from budgetcl.data.prepared import Check, Prepared
 from budgetcl.errors import UserError
 
@@ -50,12 +51,13 @@ def test_the_sum_of_the_train_pictures_does_not_know_their_order_and_the_hash_do
     )
     assert one.train_sum == other.train_sum
     assert said["order_sha256"] != told["order_sha256"]
+    assert said["order_sha256"] == hashlib.sha256(b"a\nb\nc\n").hexdigest()
     assert make(tmp_path, [("train", batch(["a", "b", "d"]))])[0].train_sum != one.train_sum
 
 
 def test_pictures_named_twice_are_found_among_equal_hashes_by_their_paths(tmp_path, monkeypatch):
-    hashed = pd.util.hash_array
-    monkeypatch.setattr(pd.util, "hash_array", lambda values, **more: hashed(values, **more) % np.uint64(3))
+    hashed = prepared.hashes_of
+    monkeypatch.setattr(prepared, "hashes_of", lambda data, start: hashed(data, start) % np.uint64(3))
     make(tmp_path, [("train", batch(list("abcdefgh"))), ("test", batch(["i"]))])  # equal hashes, no equal path
     with pytest.raises(UserError, match=r"1 pictures are named twice: c$"):
         make(tmp_path, [("train", batch(list("abc")), batch(list("dec"))), ("test", batch(["i"]))])
