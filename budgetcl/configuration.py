@@ -22,6 +22,7 @@ from budgetcl.errors import UserError, nearest
 # What a result depends on; the rest (device, output, tracker, name) is recorded, not hashed.
 SCIENTIFIC = ("stream", "budget", "reference", "learner", "metrics", "seed", "threads", "precision")
 _HOW_READ = ("workers", "memory", "cache")  # of a stream: how its pictures are read, not what they are
+_LATER = {"pretrain": 0.0, "short_batches": False}  # came later; at their default a run is called as before
 # Overrides of these do not make another method.
 _NOT_THE_METHOD = (
     "method", "seed", "stream", "output", "name", "rerun", "device", "query", "tracker", "threads", "experiment",
@@ -49,19 +50,19 @@ def run_id(config: Mapping[str, Any]) -> str:
     """Return the hash of the scientific part of a configuration."""
     data = {key: config[key] for key in SCIENTIFIC}
     data["stream"] = {key: value for key, value in config["stream"].items() if key not in _HOW_READ}
-    data["learner"] = _asked(data["learner"])
+    data["stream"], data["learner"] = _as_ever(data["stream"]), _as_ever(data["learner"])
     data["method"], data["accounting"] = config["method"]["name"], ACCOUNTING_VERSION
     if config["control"] is not None:  # another run on the same settings
         data["control"], data["unlimited_passes"] = config["control"], config["unlimited_passes"]
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _asked(learner: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a learner's settings without the permissions that were not given: a run without them is the same run."""
+def _as_ever(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without those that came later and are as if they had not."""
     return {
-        key: _asked(value) if isinstance(value, Mapping) else value
-        for key, value in learner.items()
-        if not (key == "short_batches" and value is False)
+        key: _as_ever(value) if isinstance(value, Mapping) else value
+        for key, value in node.items()
+        if not (key in _LATER and value == _LATER[key])
     }
 
 

@@ -210,6 +210,9 @@ def test_the_run_id_follows_each_scientific_key_and_nothing_else():
     read_otherwise = ("stream.workers=3", "stream.memory=0", "stream.cache=elsewhere")
     assert {identity(*photos, override) for override in read_otherwise} == {identity(*photos)}
     assert len({identity(*photos, change) for change in ("seed=0", "stream.damaged=replace", "stream.size=64")}) == 3
+    before = plain(compose(photos))  # runs from before there was this key are found again
+    assert before["stream"].pop("pretrain") == 0
+    assert run_id(before) == identity(*photos) != identity(*photos, "stream.pretrain=0.1")
 
 
 # --- teachers ---------------------------------------------------------------------------------------------------------

@@ -65,31 +65,34 @@ def _gathered(values: NDArray[Any], rows: Places) -> Iterator[NDArray[Any]]:
         release(values)
 
 
-def divided(rows: Rows, shares: dict[str, float], by_time: NDArray[Any] | None) -> NDArray[np.int8]:
+def divided(rows: Rows, shares: dict[str, float], by_time: NDArray[Any] | None, ahead: bool) -> NDArray[np.int8]:
     """Return the set of each row: that of the split column, and by shares what the column does not name.
 
-    The prefix is the earliest part of the streamed rows, unless the column names a prefix or pretraining rows. Test and
-    validation rows are drawn class by class from the rest, the same for every seed; the last row of a class is never
-    drawn, so that each class can be learned.
+    Pretraining rows are the earliest part of the streamed rows, and where there are none the prefix is, if samples are
+    predicted ahead. Test and validation rows are drawn class by class from the rest, the same for every seed, and so
+    are pretraining rows where nothing is early; the last row of a class is never drawn, so that each class can be
+    learned.
 
     Args:
         rows: the table.
-        shares: of the streamed rows, by the name of the set: prefix, test, validation.
-        by_time: (rows,) what "earliest" goes by; None: nothing is predicted ahead, and there is no prefix.
+        shares: of the streamed rows, by the name of the set: pretrain, prefix, test, validation.
+        by_time: (rows,) what "earliest" goes by; None: no row is earlier than another one, and there is no prefix.
+        ahead: whether samples are predicted ahead in that order; else there is no prefix either.
 
     Raises:
         UserError: shares that leave nothing.
     """
-    if shares[TEST] + shares[VALIDATION] > 0.9:
-        raise UserError(
-            f"test={shares[TEST]} and validation={shares[VALIDATION]} given; together at most 0.9 are expected"
-        )
+    drawn = {name: shares[name] for name in (TEST, VALIDATION, *((PRETRAIN,) if by_time is None else ()))}
+    if sum(drawn.values()) > 0.9:
+        given = " and ".join(f"{name}={share}" for name, share in drawn.items() if share)
+        raise UserError(f"{given} given; together at most 0.9 are expected")
     sets = np.zeros(len(rows.label), np.int8) if rows.split is None else np.array(rows.split)
     named = {name for name, code in _CODE.items() if rows.split is not None and (sets == code).any()}
-    if by_time is not None and shares[PREFIX] and not named & {PREFIX, PRETRAIN}:
+    first = PRETRAIN if shares[PRETRAIN] and PRETRAIN not in named else PREFIX
+    if by_time is not None and shares[first] and (first == PRETRAIN or (ahead and not named & {PREFIX, PRETRAIN})):
         left = rows_where(sets == _CODE[STREAM])
-        sets[sorted_by(by_time, left)[: round(shares[PREFIX] * len(left))]] = _CODE[PREFIX]
-    wanted = {name: shares[name] for name in (TEST, VALIDATION) if shares[name] and name not in named}
+        sets[sorted_by(by_time, left)[: round(shares[first] * len(left))]] = _CODE[first]
+    wanted = {name: share for name, share in drawn.items() if share and name not in named}
     if not wanted:
         return sets
     _draw(rows.label, sets, wanted)

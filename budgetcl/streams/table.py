@@ -55,6 +55,7 @@ class _Plan:
     test: float
     validation: float
     prefix: float
+    pretrain: float
     part: str
     evaluate: str
     seed: int
@@ -85,6 +86,7 @@ def table(
     test: float = 0.1,
     validation: float = 0.0,
     prefix: float = 0.2,
+    pretrain: float = 0.0,
     part: str = "stream",
     occasions: int | None = None,
     evaluate: str = "test",
@@ -141,6 +143,9 @@ def table(
         test: the held-out share.
         validation: the share held out for tuning.
         prefix: the share of the train rows on which S and k are chosen; only where samples are predicted ahead.
+        pretrain: the share of the train rows that is known before the first step, where the split column names none:
+            the earliest by time or in the given order, and then the prefix as well; where rows are shuffled, some of
+            each class, the same for every seed. For classes to pretrain on, name their rows in the split column.
         part: "stream"; or "prefix", which streams the prefix itself, for tuning, in steps about as large as the
             stream's. Nothing is held out then: held-out samples are later.
         occasions: how often the held-out samples are due; None: after each step, at most 10 times.
@@ -159,7 +164,7 @@ def table(
     """
     at_least(8, size=size)
     at_least(0, seed=seed, memory=memory)
-    between(0, 0.9, test=test, validation=validation, prefix=prefix)
+    between(0, 0.9, test=test, validation=validation, prefix=prefix, pretrain=pretrain)
     one_of(("test", "validation"), evaluate=evaluate)
     one_of(("stream", "prefix"), part=part)
     one_of(("counts", "spans"), cut=cut)
@@ -169,9 +174,10 @@ def table(
         if value is not None:
             at_least(1, **{name: value})
     rows = path if isinstance(path, Rows) else read(path, root, cache)
-    classes = None if class_order is None else tuple(labels_in(class_order))
+    classes, shares = None if class_order is None else tuple(labels_in(class_order)), (test, validation)
     plan = _checked(
-        rows, _Plan(order, classes, steps, chunk, cut, shifts, shift, test, validation, prefix, part, evaluate, seed)
+        rows,
+        _Plan(order, classes, steps, chunk, cut, shifts, shift, *shares, prefix, pretrain, part, evaluate, seed),
     )
     home = rows.home and rows.home / f"stream-{hash_of(plan)}"
     columns, facts = kept(home, lambda columns: _fill(columns, rows, plan))
@@ -214,6 +220,11 @@ def _checked(rows: Rows, plan: _Plan) -> _Plan:
         )
     if plan.part == "prefix" and plan.evaluate != "test":
         raise UserError(f"evaluate={plan.evaluate} given with part=prefix, which holds nothing out: set evaluate=test")
+    if order == "class" and plan.pretrain:
+        raise UserError(
+            f"pretrain={plan.pretrain} given with order=class, which streams whole classes: name those to pretrain on "
+            "in a column split (pretrain, pretest), or set pretrain=0"
+        )
     if plan.cut == "spans" and (order != "time" or plan.chunk is not None):
         raise UserError("cut=spans given; equal spans of time are cut in order=time, by steps and not by chunk")
     if order == "class" and plan.chunk is not None:
@@ -234,8 +245,8 @@ def _fill(columns: Columns, rows: Rows, plan: _Plan) -> dict[str, Any]:
     if len(rows.names) < 2:
         raise UserError(f"{rows.given}: all labels are {rows.names[0]!r}; at least two classes are expected")
     refuse_repeated(rows)
-    shares = {PREFIX: plan.prefix, TEST: plan.test, VALIDATION: plan.validation}
-    sets = divided(rows, shares, _earliness(rows, plan))
+    shares = {PREFIX: plan.prefix, TEST: plan.test, VALIDATION: plan.validation, PRETRAIN: plan.pretrain}
+    sets = divided(rows, shares, _earliness(rows, plan), plan.ahead and plan.order in ("time", "given"))
     if plan.evaluate == "validation" and not (sets == SETS.index(VALIDATION)).any():
         raise UserError(f"evaluate=validation given; {rows.given} has no validation rows: set validation=0.1, say")
     streamed = rows_where(sets == SETS.index(STREAM))
@@ -307,12 +318,12 @@ def _only_the_prefix(rows: Rows, sets: NDArray[np.int8], plan: _Plan) -> NDArray
 
 
 def _earliness(rows: Rows, plan: _Plan) -> NDArray[Any] | None:
-    """Return what the prefix is the earliest part by; None where there is to be none."""
+    """Return what prefix and pretraining rows are the earliest by; None where there is no order before a run's own."""
     if plan.timed:
         return rows.time
-    if plan.order == "given" and plan.ahead:
-        return np.arange(len(rows.label)) if rows.order is None else rows.order
-    return None
+    if plan.order == "given" and rows.order is None:
+        return np.arange(len(rows.label))
+    return rows.order
 
 
 def refuse_repeated(rows: Rows) -> None:

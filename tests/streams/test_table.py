@@ -114,6 +114,40 @@ def test_where_pretraining_rows_are_the_past_they_are_streamed_as_the_prefix(tmp
     np.testing.assert_array_equal(early.time[early.rows(PRETRAIN)], np.arange(20))
 
 
+def test_a_share_is_known_before_the_first_step_the_earliest_or_of_each_class(tmp_path):
+    times = np.random.default_rng(3).permutation(500)
+    early = table(saved(tmp_path, rows(500, time=times)), pretrain=0.3, prefix=0.2, test=0.2, shift=16).stream
+    assert early.time[early.rows(PRETRAIN)].tolist() == list(range(150))
+    assert (len(early.rows(PREFIX)), early.samples, len(early.rows(RETENTION))) == (0, 280, 70)
+    assert early.window is not None  # chosen on what is known
+
+    order = np.random.default_rng(4).permutation(500)
+    given = saved(tmp_path, rows(500, order=order))
+    for settings in ({}, {"order": "data"}):
+        source = table(given, pretrain=0.1, test=0.0, **settings)
+        known = [order[order_of(source)[row]] for row in source.stream.rows(PRETRAIN)]
+        assert known == list(range(50))
+
+    shuffled = saved(tmp_path, rows(1000, classes=10))
+    sources = [table(shuffled, pretrain=0.3, test=0.1, seed=seed) for seed in (0, 1)]
+    sizes = [np.bincount(s.stream.label[s.stream.rows(PRETRAIN)], minlength=10) for s in sources]
+    assert np.abs(sizes[0] - 0.3 * np.bincount(sources[0].stream.label)).max() <= 1.01
+    for name in (PRETRAIN, TEST):
+        drawn = [{order_of(source)[row] for row in source.stream.rows(name)} for source in sources]
+        assert drawn[0] == drawn[1]
+    assert drawn[0] == {order_of(s)[row] for s in [table(shuffled)] for row in s.stream.rows(TEST)}  # as without
+
+
+def test_pretraining_rows_that_the_column_names_stand_and_classes_are_not_cut(tmp_path):
+    path = saved(tmp_path, rows(100, split=["pretrain"] * 20 + ["train"] * 80))
+    source = table(path, pretrain=0.5)
+    assert sorted(order_of(source)[row] for row in source.stream.rows(PRETRAIN)) == list(range(20))
+    with pytest.raises(UserError, match=r"pretrain=0.5 given with order=class, .* or set pretrain=0"):
+        table(saved(tmp_path, rows(100)), order="class", pretrain=0.5)
+    with pytest.raises(UserError, match=r"test=0.5 and pretrain=0.6 given; together at most 0.9"):
+        table(saved(tmp_path, rows(100)), order="data", pretrain=0.6, test=0.5)
+
+
 def test_held_out_samples_are_drawn_class_by_class_and_the_same_for_every_seed(tmp_path):
     path = saved(tmp_path, rows(1000, classes=10))
     first, second = table(path, test=0.2, validation=0.1, seed=0), table(path, test=0.2, validation=0.1, seed=1)
