@@ -53,6 +53,10 @@ class Kept:
     def predictions(self):
         return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
 
+    def pieces(self, table, *columns):
+        assert table == "predictions"
+        yield from ({name: part[name] for name in columns} for part in self._parts)
+
     def audit(self):
         return self.info["audit"]
 

@@ -340,7 +340,7 @@ STREAMS = {
     "table": {
         "size": 16, "channels": 1, "order": "data", "steps": 4, "chunk": 8, "shifts": [0, 16], "shift": 8, "test": 0.3,
         "validation": 0.2, "prefix": 0.4, "part": "prefix", "occasions": 2, "evaluate": "validation", "augment": "crop",
-        "seed": 9, "resize": 40, "class_order": "classes.txt", "cut": "spans",
+        "seed": 9, "resize": 40, "class_order": "classes.txt", "cut": "spans", "pretrain": 0.1,
     },
 }  # fmt: skip
 
@@ -503,7 +503,6 @@ def test_how_sound_pictures_are_decoded_and_kept_changes_nothing(node, change, t
 
 def test_the_warm_up_of_the_metrics_changes_what_is_averaged(go):
     run = go("uploads", "last_label")
-    run.stream = {"set": np.array([])}
     run.info |= {"shifts": (0, 16, 32), "shift": 32, "stream_samples": 96}
     values = [build(compose([f"metrics.ahead.warmup={warmup}"]).metrics.ahead)(run)["online"] for warmup in (0.1, 0.6)]
     assert values[0] != values[1]

@@ -34,8 +34,8 @@ class Run(Protocol):
         """index, label, step, set, ..., by sample; whole, as well."""
         ...
 
-    def parts(self, table: str, *columns: str) -> Iterator[Columns]:
-        """Yield columns of "predictions" or "stream" part by part, which always fit."""
+    def pieces(self, table: str, *columns: str) -> Iterator[Columns]:
+        """Yield columns of "predictions" or "stream" piece by piece; a piece always fits."""
         ...
 
     @property
@@ -73,7 +73,7 @@ def step_accuracy(run: Run) -> dict[str, NDArray[np.float64]]:
     steps, groups = int(run.info["steps"]), ("all", "stream", "pretrain", "new", "old")
     known, first = _pretrained_and_first(run)
     counts: dict[int, NDArray[np.int64]] = {}  # step -> (2, groups + steps): rows and hits
-    for log in run.parts("predictions", "set", "step", "index", "target", "pred"):
+    for log in run.pieces("predictions", "set", "step", "index", "target", "pred"):
         heldout = np.flatnonzero(log["set"] == "heldout")
         for number in np.unique(log["step"][heldout]).tolist():
             rows = heldout[log["step"][heldout] == number]
@@ -112,7 +112,7 @@ def ahead_counts(run: Run, warmup: float, blocks: int = 1) -> dict[int, NDArray[
     start = max(math.ceil(warmup * samples), max(run.info["shifts"], default=0))
     edges = np.linspace(0, samples, blocks + 1)
     counts = {int(shift): np.zeros((2, blocks), np.int64) for shift in run.info["shifts"]}
-    for log in run.parts("predictions", "set", "shift", "index", "target", "pred"):
+    for log in run.pieces("predictions", "set", "shift", "index", "target", "pred"):
         for shift, sums in counts.items():
             rows = np.flatnonzero((log["set"] == "ahead") & (log["shift"] == shift) & (log["index"] >= start))
             sums += _binned(log["index"][rows], log["pred"][rows] == log["target"][rows], edges)
@@ -130,7 +130,7 @@ def retention_counts(run: Run, edges: Sequence[float] = (0, 1)) -> NDArray[np.in
         (2, bins).
     """
     counts, last = np.zeros((2, len(edges) - 1), np.int64), -1
-    for log in run.parts("predictions", "set", "step", "seen", "origin", "target", "pred"):
+    for log in run.pieces("predictions", "set", "step", "seen", "origin", "target", "pred"):
         rows = np.flatnonzero(log["set"] == "retention")
         latest = int(log["step"][rows].max(initial=-1))
         if latest > last:
@@ -212,7 +212,7 @@ class Spending:
         predict = ledger["category"] == "predict"
         learning = int(ledger["flops"][~predict].sum())
         seconds, paid = float(steps["learning_seconds"].sum()), int(steps["paid"].sum())
-        rows = sum(len(log["step"]) for log in run.parts("predictions", "step"))
+        rows = sum(len(log["step"]) for log in run.pieces("predictions", "step"))
         return {
             "updates": int(steps["updates"].sum()),
             "flops": learning + paid,
@@ -246,7 +246,7 @@ def _pretrained_and_first(run: Run) -> tuple[NDArray[np.bool_], NDArray[np.int64
     """
     steps, known = int(run.info["steps"]), [np.empty(0, bool)]
     first = np.full(int(run.info["classes"]), steps)
-    for part in run.parts("stream", "label", "set", "step"):
+    for part in run.pieces("stream", "label", "set", "step"):
         known.append(np.isin(part["set"], ("pretest", "prevalidation")))
         streamed = part["step"] >= 0
         np.minimum.at(first, part["label"][streamed], part["step"][streamed])

@@ -202,11 +202,11 @@ class Results:
 
     @cached_property
     def predictions(self) -> Columns:
-        """The prediction log (budgetcl.metrics.log), whole: of a long run, look at :meth:`parts` of it instead."""
+        """The prediction log (budgetcl.metrics.log), whole: of a long run, look at :meth:`pieces` of it instead."""
         tables = [_read(path) for path in self._files("predictions")]
         return {name: np.concatenate([table[name] for table in tables]) for name in COLUMNS} if tables else {}
 
-    def parts(self, table: str, *columns: str) -> Iterator[Columns]:
+    def pieces(self, table: str, *columns: str) -> Iterator[Columns]:
         """Yield some columns of a large table, part by part: what they take does not grow with the run.
 
         Args:
@@ -230,7 +230,7 @@ class Results:
 
     @cached_property
     def stream(self) -> Columns:
-        """index, label, step, time, set, group, origin; the label's name as ``name``; see also :meth:`parts`."""
+        """index, label, step, time, set, group, origin; the label's name as ``name``; see also :meth:`pieces`."""
         return _read(self.folder / "stream.parquet")
 
     @cached_property

@@ -181,7 +181,7 @@ def blind_grid(results: Results) -> BlindGrid | None:
     if not shifts:
         return None
     warmup = _warmup(flat_settings(results.config))
-    parts = results.parts("stream", "label", "step")
+    parts = results.pieces("stream", "label", "step")
     labels = np.concatenate([part["label"][part["step"] >= 0] for part in parts])
     chosen = info.get("window")
     numbers = {k for k in (*_SHOWN_WINDOWS, *([int(chosen)] if chosen else [])) if k < len(labels)}

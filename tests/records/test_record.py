@@ -139,7 +139,7 @@ def test_large_tables_are_written_and_read_in_bounded_parts(folder, tmp_path, mo
     here, there = only(tmp_path), only(folder)
     for table in ("stream", "predictions"):
         columns = pq.read_schema(there.folder / f"{table}.parquet").names
-        parts = list(here.parts(table, *columns))
+        parts = list(here.pieces(table, *columns))
         assert max(len(part[columns[0]]) for part in parts) <= 11
         joined = {name: np.concatenate([part[name] for part in parts]) for name in columns}
         same(joined, module._read(there.folder / f"{table}.parquet"))
