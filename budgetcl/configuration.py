@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +82,16 @@ def group_of(override: str) -> str:
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
-    """Return the configuration of some overrides without hydra's command line (``--config-dir`` is understood)."""
+    """Return the configuration of some overrides without hydra's command line (``--config-dir`` is understood).
+
+    Hydra composes a choice of groups once in a process; values are then set as it sets them, in a tenth of the time.
+    """
+    overrides = searched(overrides)
+    quick = _quickly(overrides)
+    return _by_hydra(overrides) if quick is None else quick
+
+
+def _by_hydra(overrides: Sequence[str]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -88,10 +100,33 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
-            return hydra_compose("run", overrides=searched(overrides))
+            return hydra_compose("run", overrides=list(overrides))
     finally:
         if around is not None:
             GlobalHydra.instance().initialize(around)
+
+
+def _quickly(overrides: Sequence[str]) -> DictConfig | None:
+    """Return what hydra would compose, or None where it has to: other folders, keys added or removed, errors."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    names = groups([conf_folder()])
+    values = [each for each in overrides if (key := re.match(r"[\w.]+(?==)", each)) and key.group() not in names]
+    choices = tuple(each for each in overrides if each not in values)
+    if any(re.match(r"[+~]|hydra\b", each) for each in overrides):
+        return None
+    try:
+        cfg = copy.deepcopy(_chosen(choices))
+        for override in OverridesParser.create().parse_overrides(values):
+            if override.is_sweep_override():
+                return None
+            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+    except Exception:  # hydra says what is wrong
+        return None
+    return cfg
+
+
+_chosen = cache(_by_hydra)
 
 
 def compose_each(overrides: Sequence[str]) -> list[DictConfig]:
