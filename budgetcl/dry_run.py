@@ -255,7 +255,13 @@ def whole(parts: Parts, tally: Tally) -> float:
     return sum(_work(tally.ledger, tally.prices)[1].values()) * len(parts.source.stream) / len(tally.steps["updates"])
 
 
-def simulate(parts: Parts, seed: int, query: int, narrate: Callable[[Progress], None] = lambda progress: None) -> Tally:
+def simulate(
+    parts: Parts,
+    seed: int,
+    query: int,
+    narrate: Callable[[Progress], None] = lambda progress: None,
+    compute: Compute | None = None,
+) -> Tally:
     """Send a learner through its stream on blank images: everything is charged, nothing is run.
 
     Args:
@@ -263,13 +269,15 @@ def simulate(parts: Parts, seed: int, query: int, narrate: Callable[[Progress], 
         seed: of the run.
         query: images per prediction.
         narrate: called after each step; raises :class:`Enough` to leave it at that.
+        compute: a dry one; None: on the allowances of the parts' own.
 
     Returns:
         What was spent.
     """
     real, tally = parts.compute, Tally()
     blank = Source(parts.source.stream, _Blank(parts.source.pixels.shape))
-    compute = Compute(real.prices, real.budget, real.reference, torch.device("cpu"), dry=True)
+    if compute is None:
+        compute = Compute(real.prices, real.budget, real.reference, torch.device("cpu"), dry=True)
     with contextlib.suppress(Enough):
         run(blank, parts.learner, compute, tally, seed, narrate, query)  # type: ignore[arg-type]
     return tally

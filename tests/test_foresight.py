@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +12,20 @@ from budgetcl.budget.allowance import Budget
 from budgetcl.budget.prices import Prices
 from budgetcl.cli import main
 from budgetcl.configuration import plain, run_id
+from budgetcl.dry_run import rehearse, simulate
 from budgetcl.errors import UserError
 from budgetcl.foresight import LIGHT, warning
+from budgetcl.late import Abridged, refusal
 from budgetcl.models.heads import LinearHead
 from budgetcl.models.network import Network
 from budgetcl.models.pretrained import torchvision
+
+
+class Tally:
+    """Of so many steps."""
+
+    def __init__(self, steps):
+        self.steps = {"updates": [1] * steps}
 
 
 class Steps(SimpleNamespace):
@@ -35,7 +46,7 @@ def foreseen(monkeypatch):
     asked = []
 
     def make(hours, flops=2 * LIGHT):
-        monkeypatch.setattr(foresight, "rehearse", lambda *given: ("simulated", "tally"))
+        monkeypatch.setattr(foresight, "rehearse", lambda *given: ("simulated", Tally(10)))
         monkeypatch.setattr(foresight, "whole", lambda *given: flops)
         monkeypatch.setattr(foresight, "speed", lambda simulated: asked.append(simulated) or flops / (3600 * hours))
         return asked
@@ -160,3 +171,80 @@ def test_a_permission_that_is_not_given_leaves_the_runs_identity_as_it_was(as_it
     before = copy.deepcopy(refused)
     del before["learner"]["short_batches"]
     assert run_id(refused) == run_id(before) != run_id(cut)
+
+
+# 100 steps of 16; an allowance pays for looking at a step's pictures, and hardly for searching among all of them.
+LONG = ("stream.samples=1600", "neighbours=null", "stream.occasions=5")
+
+
+def long(tiny, updates, retention, *more):
+    return tiny("uploads", "knn", *LONG, f"budget.updates={updates}", f"stream.retention={retention}", *more)
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Only three steps are rehearsed one by one before the late ones; returns for how long it was done again."""
+    monkeypatch.setattr(foresight, "STEPS", 3)
+    again, rehearse = [], foresight.rehearse
+
+    def noted(cfg, seconds, *given):
+        again.append(seconds)
+        return rehearse(cfg, seconds, *given)
+
+    monkeypatch.setattr(foresight, "rehearse", noted)
+    return again
+
+
+def test_an_overhead_that_grows_is_refused_before_the_run_with_its_step_and_its_numbers(brief, tiny, tmp_path, capfd):
+    parts = long(tiny, 0.7, 800)
+    with pytest.raises(UserError) as late:  # what the run itself would be refused for, step by step
+        simulate(parts, 0, parts.cfg.query)
+    assert int(re.match(r"step (\d+): predicting", str(late.value)).group(1)) > 30
+    assert main(["run", *parts.overrides, f"output={tmp_path}"]) == 2
+    assert capfd.readouterr().err == f"budgetcl: {late.value}\n"
+    assert not list(tmp_path.rglob("run.json"))
+    assert brief == [foresight.SECONDS, foresight.CERTAIN]
+
+
+def test_a_run_that_fits_is_not_refused_and_rehearsed_once(brief, tiny):
+    parts = long(tiny, 0.7, 800, "neighbours=100")
+    assert warning(parts.cfg, parts) is None
+    assert brief == [foresight.SECONDS]
+
+
+def test_what_seems_too_much_and_is_not_goes_through(brief, tiny):
+    """So few pictures can be looked at that a search stays cheap, though one among all of them would not be."""
+    parts = long(tiny, 0.2, 100)
+    assert warning(parts.cfg, parts) is None
+    assert brief == [foresight.SECONDS, foresight.CERTAIN]
+
+
+def test_where_all_steps_take_too_long_it_is_said_and_no_more(brief, tiny, monkeypatch):
+    monkeypatch.setattr(foresight, "CERTAIN", 0.0)
+    parts = long(tiny, 0.7, 800)
+    said = warning(parts.cfg, parts)
+    assert re.match(r"the first \d+ steps can be paid for, a late one perhaps not: step 99: predicting", said)
+
+
+@pytest.mark.parametrize("budget", ["budget=updates", "budget=delay"])
+@pytest.mark.parametrize("method", ["max_loss", "kd_mse", "ewc", "gdumb", "polrs", "fetril", "slda", "bias_correction"])
+def test_the_late_steps_of_what_goes_through_raise_no_doubt(tiny, method, budget):
+    parts = tiny("uploads", method, "stream.samples=192", budget, "budget.updates=8")
+    _, tally = rehearse(parts.cfg, 60, parts.compute.prices, parts.source, 3)
+    assert len(tally.steps["updates"]) == 3
+    assert refusal(parts.cfg, parts, tally) is None
+
+
+def test_an_abridged_stream_reveals_everything_once_and_keeps_its_steps(tiny):
+    stream = tiny("uploads", "naive").source.stream
+    columns = {field.name: getattr(stream, field.name) for field in dataclasses.fields(stream)}
+    steps, whole = list(Abridged(**columns, kept=(2, 4, 5))), list(stream)
+    assert [step.number for step in steps] == [1, 2, 3, 4, 5]
+    assert np.concatenate([step.revealed for step in steps]).tolist() == list(range(96))
+    assert [step.classes for step in steps] == [step.classes for step in whole[1:]]
+    assert [bool(step.ahead) for step in steps] == [False, False, False, False, True]
+    for step, same in zip(steps[1::2], whole[2::2]):
+        assert step.revealed.tolist() == same.revealed.tolist()
+        assert {name: rows.tolist() for name, rows in step.heldout.items()} == {
+            name: rows.tolist() for name, rows in same.heldout.items()
+        }

@@ -30,9 +30,9 @@ LAYERS = [
     ("budgetcl.objectives", 1), ("budgetcl.companions", 1), ("budgetcl.models", 1), ("budgetcl.streams", 1),
     ("budgetcl.assets", 1), ("budgetcl.learners", 2), ("budgetcl.records", 2), ("budgetcl.loop", 3),
     ("budgetcl.testing", 3), ("budgetcl.tuning", 3), ("budgetcl.report", 4), ("budgetcl.data", 4),
-    ("budgetcl.foresight", 5), ("budgetcl.configuration", 5), ("budgetcl.assemble", 5), ("budgetcl.run", 5),
-    ("budgetcl.dry_run", 5), ("budgetcl.sweep", 5), ("budgetcl.controls", 5), ("budgetcl.tune_command", 5),
-    ("budgetcl.cli", 5), ("budgetcl.__main__", 5), ("budgetcl", -1),
+    ("budgetcl.foresight", 5), ("budgetcl.late", 5), ("budgetcl.configuration", 5), ("budgetcl.assemble", 5),
+    ("budgetcl.run", 5), ("budgetcl.dry_run", 5), ("budgetcl.sweep", 5), ("budgetcl.controls", 5),
+    ("budgetcl.tune_command", 5), ("budgetcl.cli", 5), ("budgetcl.__main__", 5), ("budgetcl", -1),
 ]  # fmt: skip
 
 

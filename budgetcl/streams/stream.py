@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,10 +149,14 @@ class Stream:
         return first
 
     def __iter__(self) -> Iterator[TimeStep]:
+        return self.steps(range(len(self)))
+
+    def steps(self, numbers: Iterable[int]) -> Iterator[TimeStep]:
+        """Yield the steps of these numbers."""
         first = self.first_seen()
         occasions = None if self.occasions is None else frozenset(self.occasions)
         classes = np.searchsorted(np.sort(first), np.arange(len(self)), side="right")
-        for number in range(len(self)):
+        for number in numbers:
             low, high = int(self.bounds[number]), int(self.bounds[number + 1])
             ahead = {
                 shift: np.arange(min(low + shift, self.samples), min(high + shift, self.samples))

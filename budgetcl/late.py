@@ -1,0 +1,160 @@
+"""The late steps of a long run, rehearsed without those before: there an overhead that grows is at its largest."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from budgetcl.assemble import Parts, make_parts
+from budgetcl.budget.allowance import Budget, Reference
+from budgetcl.budget.compute import Compute
+from budgetcl.budget.currencies import Seconds
+from budgetcl.budget.ledger import Exhausted
+from budgetcl.dry_run import Enough, Tally, simulate
+from budgetcl.errors import UserError
+from budgetcl.learners.frozen import FrozenLearner
+from budgetcl.loop import Progress
+from budgetcl.models.network import Network, Outputs
+from budgetcl.streams.batch import Source
+from budgetcl.streams.stream import PRETRAIN, Stream, TimeStep
+
+SECONDS = 0.3  # of the processor, for what a learner without gradient descent takes in of the steps between
+_MOST = 1 << 16  # samples, the latest, that stand for all that the steps between reveal
+_ENDLESS = 1 << 60  # FLOPs
+
+
+@dataclass(frozen=True)
+class Abridged(Stream):
+    """A stream of which some steps are kept, with their numbers; those between two of them are one, of their samples.
+
+    Attributes:
+        kept: the steps' numbers, ascending.
+    """
+
+    kept: tuple[int, ...] = ()
+
+    @property
+    def between(self) -> frozenset[int]:
+        """The numbers of the steps that stand for several: each the last one of them."""
+        return frozenset(number - 1 for number in self.kept if number and number - 1 not in self.kept)
+
+    def __iter__(self) -> Iterator[TimeStep]:
+        between, seen = self.between, 0
+        known = np.zeros(len(self.label_names), bool)  # of a part of the samples there may be fewer classes
+        known[self.label[self.rows(PRETRAIN)]] = True
+        for step in self.steps(sorted(between.union(self.kept))):
+            end = int(self.bounds[step.number + 1])
+            if step.number in between:
+                revealed = np.arange(max(seen, end - _MOST), end)
+                step = dataclasses.replace(step, revealed=revealed, heldout={}, seen=seen)
+            if between & {step.number, step.number - 1}:  # its predictions would be charged to no true allowance
+                step = dataclasses.replace(step, ahead={})
+            known[self.label[step.revealed]] = True
+            yield dataclasses.replace(step, classes=int(known.sum()))
+            seen = end
+
+
+def refusal(cfg: DictConfig, parts: Parts, tally: Tally) -> str | None:
+    """Return what a late step might be refused for, None where nothing is.
+
+    Rehearsed are the last step, the last held-out occasion, and the last step that predicts at every shift, each after
+    the one before it. What comes before and between is revealed at once; a network makes one update there, whoever
+    looks at each image once learns all of them. So this is not what a run does, and no reason to refuse it; but where
+    nothing is found here, a rehearsal of every step would hardly find anything either.
+
+    What only trains and asks networks costs late what it costs early, and is not rehearsed.
+
+    Args:
+        cfg: the configuration.
+        parts: of it; its stream and prices are used, its learner is not.
+        tally: of the steps that were rehearsed one by one.
+    """
+    stream, done = parts.source.stream, len(tally.steps["updates"])
+    if all(
+        price in tally.prices and c in ("train", "predict")
+        for c, price in zip(tally.ledger["category"], tally.ledger["price"])
+    ):
+        return None
+    kept = tuple(number for number in _late(stream) if number >= done)
+    if not kept or isinstance(parts.compute.budget.currency, Seconds):  # a dry run has no clock
+        return None
+    columns = {field.name: getattr(stream, field.name) for field in dataclasses.fields(Stream)}
+    abridged = Abridged(**columns, kept=kept)
+    late = make_parts(cfg, Source(abridged, parts.source.pixels), parts.compute.prices)
+    compute = _Rehearsed(late, abridged)
+
+    def narrate(progress: Progress) -> None:
+        if progress.step == kept[-1]:
+            raise Enough
+
+    try:
+        simulate(late, cfg.seed, cfg.query, narrate, compute)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _late(stream: Stream) -> list[int]:
+    last, reach = len(stream) - 1, max(stream.shifts, default=0)
+    due = last if stream.occasions is None else max(stream.occasions, default=last)
+    whole = int(np.searchsorted(stream.bounds, stream.samples - reach, side="right")) - 2
+    return sorted({number for each in (last, due, whole) for number in (each - 1, each) if number >= 0})
+
+
+class _Endless(Budget):
+    """Grants whatever is asked for."""
+
+    def __init__(self, own: Budget) -> None:
+        super().__init__(1, rest=own.rest, free=own.free, bytes=own.bytes, currency=own.currency)
+
+    def grant(self, reference: Reference, classes: int, revealed: int, step: int = 0) -> tuple[int, int]:
+        """Return more than is ever asked for."""
+        return _ENDLESS, _ENDLESS
+
+
+class _Rehearsed(Compute):
+    """Runs nothing. In a step between, a network makes one update, and another learner takes in what it can."""
+
+    def __init__(self, parts: Parts, stream: Abridged) -> None:
+        real = parts.compute
+        super().__init__(real.prices, real.budget, real.reference, torch.device("cpu"), dry=True)
+        self.updates = 1  # where allowances carry over, a later one may always pay: as in a run that has begun
+        self._own, self._stream = real.budget, stream
+        self._granted_between = _Endless(real.budget) if isinstance(parts.learner, FrozenLearner) else real.budget
+        self._until: float | None = None  # in a step between: when it has taken in enough
+        self._made = False
+
+    @contextmanager
+    def step(self, step: TimeStep, left: int = 0) -> Iterator[None]:
+        """Open a step's own allowance, or that of a step between."""
+        between = step.number in self._stream.between
+        self.budget = self._granted_between if between else self._own
+        self._until, self._made = time.process_time() + SECONDS if between else None, False
+        alone = int(np.diff(self._stream.bounds[step.number : step.number + 2])[0])  # samples of this step by itself
+        with super().step(dataclasses.replace(step, revealed=step.revealed[-alone:]), left):
+            yield
+        self._until = None
+
+    def forward(
+        self, network: Network, x: Tensor, category: str, parameters: Mapping[str, Tensor] | None = None
+    ) -> Outputs:
+        """Answer zeros; in a step between for so long."""
+        if self._until is not None and time.process_time() > self._until:
+            raise Exhausted(category, 0, 0)
+        return super().forward(network, x, category, parameters)
+
+    def update(self, *given: Any, **named: Any) -> Outputs:
+        """Charge an update; in a step between one is enough."""
+        if self._until is not None and self._made:
+            raise Exhausted("train", 0, 0)
+        self._made = True
+        return super().update(*given, **named)
