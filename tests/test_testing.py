@@ -1,24 +1,31 @@
 """The conformance kit: every method that ships passes it, and it catches what it is made for."""
 
-import functools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from budgetcl.assemble import build
 from budgetcl.companions.calibration import Calibration
 from budgetcl.companions.regularisers import Regulariser
+from budgetcl.companions.teachers import LastStep
 from budgetcl.configuration import conf_folder
 from budgetcl.errors import UserError
-from budgetcl.learners.schedules import Cosine
-from budgetcl.memory.capped import Reservoir
-from budgetcl.memory.memory import Memory
-from budgetcl.memory.uniform import ClassBalanced, Uniform
-from budgetcl.models.heads import CosineHead
-from budgetcl.models.parts import HeadOnly
+from budgetcl.memory.uniform import Uniform
 from budgetcl.objectives.cross_entropy import CrossEntropy
-from budgetcl.testing import Bench, Failed, check_component, check_learner
+from budgetcl.testing import (
+    Bench,
+    Failed,
+    _benches,
+    _difference,
+    _plain,
+    _plain_run,
+    _run,
+    check_component,
+    check_learner,
+)
 
 METHODS = sorted(path.stem for path in (conf_folder() / "method").glob("*.yaml"))
 WITHOUT_IMAGES = ("constant", "last_label", "majority", "recent_mode")
@@ -42,23 +49,46 @@ def test_every_method_conforms(tiny, stream, method):
     assert check_learner(lambda: build(parts.cfg.learner), bench)
 
 
-@pytest.mark.parametrize(
-    ("component", "settings"),
-    [
-        (ClassBalanced, {}),
-        (CosineHead, {"temperature": 5.0}),
-        (HeadOnly, {}),
-        (Cosine, {}),
-        (Memory, {"capacity": 12, "keep": Reservoir()}),
-    ],
-)
-def test_components_of_each_kind_are_put_into_a_plain_learner(component, settings):
+# The plain learner is made of these.
+PLAIN = {
+    "sampler": "uniform", "objective": "cross_entropy", "regulariser": "none", "averaging": "none",
+    "calibration": "none", "part": "everything", "head": "linear", "schedule": "constant", "memory": "everything",
+}  # fmt: skip
+SHIPPED = [(group, path.stem) for group in (*PLAIN, "teacher") for path in sorted((conf_folder() / group).glob("*"))]
+NOT_PLAIN = [(group, name) for group, name in SHIPPED if PLAIN.get(group) != name and name != "last_step"]
+
+
+def shipped(group, name):
+    """Return what a yaml makes: a function that makes it, and the settings for that."""
+    settings = OmegaConf.load(conf_folder() / group / f"{name}.yaml")
+    around = {"recent": None, "optimiser": {"lr": 0.05}}
+    if "capacity" in settings:
+        settings.capacity = 12
+    settings = OmegaConf.create({**around, group: settings})[group]
+    if settings.get("_partial_"):
+        made = build(settings)
+        return made.func, made.keywords
+    return lambda: build(settings), {}
+
+
+@pytest.mark.parametrize(("group", "name"), NOT_PLAIN)
+def test_every_component_that_ships_conforms_in_a_plain_learner(group, name):
+    component, settings = shipped(group, name)
     assert "has an effect" in check_component(component, **settings)
 
 
-def test_a_component_without_an_effect_is_said_to_have_none():
+def test_the_plain_choices_make_the_plain_learner():
+    for name, bench in _benches().items():
+        made = {group: shipped(group, choice) for group, choice in PLAIN.items()}
+        parts = {group: partial(given[0], **given[1]) for group, given in made.items()}
+        learner = _plain(**{group: make if group == "head" else make() for group, make in parts.items()})
+        assert _difference(_plain_run(name), _run(bench.source, learner, bench.compute())) is None
+
+
+@pytest.mark.parametrize("component", [Uniform, LastStep])
+def test_a_component_without_an_effect_is_said_to_have_none(component):
     with pytest.raises(Failed, match="no effect"):
-        check_component(Uniform)
+        check_component(component)
 
 
 def test_a_sampler_with_random_numbers_of_its_own_is_caught():
@@ -153,7 +183,7 @@ def test_failures_are_said_together():
 
 def test_what_is_no_component_is_refused():
     with pytest.raises(UserError, match="a sampler, an objective"):
-        check_component(functools.partial(int, 3))
+        check_component(partial(int, 3))
 
 
 def test_an_objective_is_recognised():
