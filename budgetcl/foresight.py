@@ -1,10 +1,11 @@
-"""What a run is told before it begins: what would be refused on its way, hours without a GPU."""
+"""What a run is told before it begins: what would be refused on its way, what is less than was asked, long hours."""
 
 from __future__ import annotations
 
 from omegaconf import DictConfig
 
 from budgetcl.assemble import Parts
+from budgetcl.companions.calibration import Calibration
 from budgetcl.dry_run import Tally, rehearse, speed, whole
 from budgetcl.errors import UserError
 from budgetcl.late import refusal
@@ -29,26 +30,39 @@ def warning(cfg: DictConfig, parts: Parts) -> str | None:
     """
     try:
         simulated, tally = rehearse(cfg, SECONDS, parts.compute.prices, parts.source, STEPS)
-        feared = _late(cfg, parts, tally)
-        flops = whole(simulated, tally)
-        if parts.compute.device.type != "cpu" or flops < LIGHT:
-            return feared
-        seconds = flops / speed(simulated)
+        said = _uncalibrated(simulated, tally), _late(cfg, parts, tally), _long(cfg, parts, simulated, tally)
     except UserError:
         raise
     except Exception as error:  # one's own component need not run on blank images
         return f"what this run costs cannot be foreseen: {type(error).__name__}: {error}"
-    if seconds < HOUR:
-        return feared
+    return "; ".join(filter(None, said)) or None
+
+
+def _long(cfg: DictConfig, parts: Parts, simulated: Parts, tally: Tally) -> str | None:
+    """Return what to say of a run that takes hours without a GPU, None of a shorter one."""
+    flops = whole(simulated, tally)
+    if parts.compute.device.type != "cpu" or flops < LIGHT or (seconds := flops / speed(simulated)) < HOUR:
+        return None
     budget = parts.compute.budget
     given = next(name for name in ("updates", "passes", "flops") if getattr(budget, name) is not None)
     smaller = "a smaller stream.size, " if hasattr(cfg.stream, "size") else ""
-    long = (
+    return (
         f"this run is estimated at {seconds / HOUR:,.1f} hours without a GPU; shorter: {smaller}"
         f"a lower budget.{given} (now {_said(getattr(budget, given))}), fewer samples, or a smaller backbone; "
         "budgetcl price with the same settings shows what costs how much"
     )
-    return f"{long}; {feared}" if feared else long
+
+
+def _uncalibrated(simulated: Parts, tally: Tally) -> str | None:
+    """Return what to say where a calibration was chosen and no step that was simulated calibrates; else None."""
+    calibration = getattr(getattr(simulated, "learner", None), "calibration", None)
+    if type(calibration) in (type(None), Calibration) or "calibrate" in tally.ledger["category"]:
+        return None
+    return (
+        f"nothing is calibrated in the first {len(tally.steps['updates'])} of {len(simulated.source.stream)} steps, "
+        "which were simulated: no new classes came beside old ones, nothing was held out, or an allowance does not pay "
+        "for one image; raise calibration.share or calibration.spend, or the budget"
+    )
 
 
 def _late(cfg: DictConfig, parts: Parts, tally: Tally) -> str | None:
@@ -70,6 +84,18 @@ def _late(cfg: DictConfig, parts: Parts, tally: Tally) -> str | None:
     if done == steps:
         return None
     return f"the first {done} steps can be paid for, a late one perhaps not: {feared}"
+
+
+def crowded(parts: Parts) -> str | None:
+    """Return what to say where a memory has fewer places than the stream has classes; None where it has enough."""
+    stream, capacity = parts.source.stream, getattr(getattr(parts.learner, "memory", None), "capacity", None)
+    classes = int((stream.first_seen() < len(stream)).sum())
+    if capacity is None or capacity >= classes:
+        return None
+    return (
+        f"memory.capacity={capacity}, and the stream reveals {classes} classes: some classes keep no sample between "
+        "steps, and lots or ages decide which; raise memory.capacity"
+    )
 
 
 def _said(value: float | tuple[float, ...]) -> str:

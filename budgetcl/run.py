@@ -22,7 +22,7 @@ from budgetcl.budget.ranks import here
 from budgetcl.configuration import plain, run_id
 from budgetcl.controls import SHARED, UNLIMITED, plan, prepared
 from budgetcl.errors import DoesNotApply, UserError
-from budgetcl.foresight import warning
+from budgetcl.foresight import crowded, warning
 from budgetcl.loop import Progress, run
 from budgetcl.records.claim import claimed
 from budgetcl.records.record import NoRecord, Record, Results, finished, free_place, settle
@@ -93,8 +93,9 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool, alone: boo
         "threads": cfg.threads,
         "precision": cfg.precision,
     }
-    if ranks.rank == 0 and (said := warning(cfg, parts)):
-        print(f"note: {said}", flush=True)
+    for said in (warning(cfg, parts), crowded(parts)) if ranks.rank == 0 else ():
+        if said:
+            print(f"note: {said}", flush=True)
     with claimed(place / f".{identity}.lock") if ranks.rank == 0 else nullcontext(), _room(place):
         if (before := ranks.told(finished(place, identity))) and not again:  # made since we looked, by another run
             return _already(before, narrator, ranks.rank > 0)

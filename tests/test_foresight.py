@@ -14,7 +14,7 @@ from budgetcl.cli import main
 from budgetcl.configuration import plain, run_id
 from budgetcl.dry_run import rehearse, simulate
 from budgetcl.errors import UserError
-from budgetcl.foresight import LIGHT, warning
+from budgetcl.foresight import LIGHT, crowded, warning
 from budgetcl.late import Abridged, refusal
 from budgetcl.models.heads import LinearHead
 from budgetcl.models.network import Network
@@ -248,3 +248,45 @@ def test_an_abridged_stream_reveals_everything_once_and_keeps_its_steps(tiny):
         assert {name: rows.tolist() for name, rows in step.heldout.items()} == {
             name: rows.tolist() for name, rows in same.heldout.items()
         }
+
+
+@pytest.mark.parametrize(("method", "capacity", "told"), [
+    ("gdumb", 18, True), ("gdumb", 19, False), ("balanced_reservoir", 5, True), ("naive", None, False),
+    ("last_label", None, False),
+])  # fmt: skip
+def test_a_memory_with_fewer_places_than_classes_is_said(tiny, method, capacity, told):
+    """10 classes of pretraining and 9 streamed ones."""
+    made = tiny("glyphs", method, *([] if capacity is None else [f"memory.capacity={capacity}"]))
+    said = crowded(made)
+    assert said == (None if not told else said)
+    if told:
+        assert f"memory.capacity={capacity}, and the stream reveals 19 classes" in said
+        assert "\n" not in said
+
+
+def test_a_greedy_memory_smaller_than_its_classes_runs_and_keeps_one_sample_of_some(go, capfd, tiny, tmp_path):
+    settings = ("memory.capacity=5", "learner.batch=4", "reference.batch=4")
+    run = go("glyphs", "gdumb", *settings)
+    memory = run.parts.learner.memory
+    assert sorted(memory.class_counts.tolist()) == [0] * 14 + [1] * 5
+    assert min(run.steps["updates"]) == 4
+    assert main(["run", *tiny("glyphs", "gdumb", *settings).overrides, f"output={tmp_path}"]) == 0
+    assert "note: memory.capacity=5, and the stream reveals 19 classes" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("method", "settings", "told"), [
+    ("temperature", (), False),
+    ("temperature", ("stream.train=1", "stream.pretrain_train=1", "learner.batch=2"), True),  # one sample a class
+    ("temperature", ("calibration.spend=0.001",), True),
+    ("bias_correction", (), False),
+    ("bias_correction", ("stream.pretrain_classes=0", "stream.steps=1"), True),  # no old classes
+    ("nearest_mean", ("calibration.spend=0.0001",), True),
+    ("naive", (), False),
+])  # fmt: skip
+def test_a_calibration_that_finds_nothing_to_calibrate_on_is_said(tiny, method, settings, told):
+    made = tiny("glyphs", method, *settings)
+    said = warning(made.cfg, made)
+    assert (said is not None) == told
+    if told:
+        assert "nothing is calibrated in the first" in said
+        assert "\n" not in said

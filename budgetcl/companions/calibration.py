@@ -101,16 +101,18 @@ class HeldOut(Calibration, ABC):
     """Base of what is fitted on held-out samples: a share of every reveal, kept apart from the memory.
 
     Forward passes over them, and the fit, are reserved when a step opens ("calibrate"). At most ``samples`` of them are
-    looked at in a step, each class with an equal share. Where a step's held-out set is empty, nothing is corrected.
+    looked at in a step, each class with an equal share. A class that reveals a single sample in a step holds none out.
+    Where nothing is held out yet, or ``spend`` does not pay for one image, what earlier steps fitted stays, at first no
+    correction; a run in which that is foreseen for all steps says so before it begins.
 
     Args:
-        share: of what each class reveals in a step; rounded by lot.
+        share: of what each class reveals in a step, above 0; rounded by lot.
         samples: looked at in a step, at most.
-        spend: the share of a step's allowance that this may cost, at most; it bounds the samples.
+        spend: the share of a step's allowance that this may cost, at most, above 0; it bounds the samples.
     """
 
     def __init__(self, share: float = 0.1, samples: int = 256, spend: float = 0.1) -> None:
-        between(0, 1, **{"calibration.share": share, "calibration.spend": spend})
+        _a_share(share=share, spend=spend)
         at_least(1, **{"calibration.samples": samples})
         self.share, self.samples, self.spend = share, samples, spend
         self._held = Memory()
@@ -306,18 +308,20 @@ class BiasCorrection(HeldOut):
 class Exemplars(Calibration, ABC):
     """Base of what is fitted on features of the memory: at most ``samples`` of its rows, each class with equal shares.
 
-    Forward passes over them, and the fit, are reserved when a step opens ("calibrate").
+    Forward passes over them, and the fit, are reserved when a step opens ("calibrate"). Where ``spend`` does not pay
+    for one image, what earlier steps fitted stays, at first nothing; a run in which that is foreseen for all steps says
+    so before it begins.
 
     Args:
         samples: of the memory, looked at in a step, at most.
-        spend: the share of a step's allowance that this may cost, at most; it bounds the samples.
+        spend: the share of a step's allowance that this may cost, at most, above 0; it bounds the samples.
     """
 
     looks_back = True
 
     def __init__(self, samples: int = 1024, spend: float = 0.2) -> None:
         at_least(1, **{"calibration.samples": samples})
-        between(0, 1, **{"calibration.spend": spend})
+        _a_share(spend=spend)
         self.samples, self.spend = samples, spend
         self._count = 0
 
@@ -479,6 +483,17 @@ class GaussianAlignment(Exemplars):
                 loss.backward()
             optimiser.step()
         optimiser.zero_grad()
+
+
+def _a_share(**values: float) -> None:
+    """Refuse what is no share, and 0: nothing would ever be calibrated."""
+    for name, value in values.items():
+        between(0, 1, **{f"calibration.{name}": value})
+        if not value:
+            raise UserError(
+                f"calibration.{name}={value!r} given: nothing would be calibrated; a share above 0 is expected, or "
+                "calibration=none"
+            )
 
 
 def _classes_before(place: Place) -> int:

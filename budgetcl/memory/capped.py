@@ -28,7 +28,7 @@ class BalancedReservoir:
 
     After class-balancing reservoir sampling (Chrysakis & Moens, ICML 2020), which replaces samples of the largest class
     first: shares are filled as evenly as the classes' sizes allow. With fewer places than classes, lots decide which
-    classes keep one.
+    classes keep one; a run whose memory is so small says so before it begins.
     """
 
     def __call__(self, memory: Memory, capacity: int, seed: int) -> IntArray:
@@ -39,7 +39,8 @@ class BalancedReservoir:
 class Greedy:
     """Every class keeps an equal share, and within a class what came first stays (GDumb, ECCV 2020, algorithm 1).
 
-    A new sample displaces one of the largest class only where its own class is smaller.
+    A new sample displaces one of the largest class only where its own class is smaller. With fewer places than classes,
+    lots decide anew after each step which classes keep one; a run whose memory is so small says so before it begins.
     """
 
     def __call__(self, memory: Memory, capacity: int, seed: int) -> IntArray:

@@ -29,7 +29,7 @@ class MIR:
 
     Args:
         rate: of the virtual step: the learning rate.
-        share: the incoming share of a batch; where the step revealed fewer, more are retrieved.
+        share: the incoming share of a batch, one sample at least; where the step revealed fewer, more are retrieved.
         pool: how many candidates are looked at for each sample retrieved, as far as the memory has so many.
     """
 

@@ -45,7 +45,7 @@ class HalfRecent:
     """A share of each batch from the last samples, the rest uniform over everything seen (ER; EvalOCL, ICCV 2023).
 
     Args:
-        share: the recent share of a batch.
+        share: the recent share of a batch: 0 is uniform sampling, 1 is the window alone, as far as it fills a batch.
         window: how many of the last samples; None: what the current step revealed. Where fewer are there than the
             share asks, the rest of the memory fills up.
     """

@@ -22,6 +22,7 @@ class Selection(ABC):
 
     Args:
         spend: the share of the step's allowance that this may cost, all in all; it bounds the number of candidates.
+            Where it does not pay for as many as a batch, the run is refused.
         keep: the share of the candidates that is chosen; at least a batch is.
         candidates: how many there are at most; None: as many as ``spend`` pays for.
         refresh: how many times a step candidates are drawn and chosen from anew, evenly over what the step spends;

@@ -149,7 +149,7 @@ def test_weight_aligning_goes_on_from_its_state(small):
 # --- what is held out -------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 5), max_size=60), st.floats(0, 1), st.integers(0, 99))
+@given(st.lists(st.integers(0, 5), max_size=60), st.floats(1e-9, 1), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_a_share_of_each_class_is_held_out_but_never_all_of_it(labels, share, seed):
     label, index = np.array(labels, np.int64), np.arange(len(labels)) + 100
@@ -203,7 +203,7 @@ def test_the_fit_is_reserved_bounded_and_spent_to_the_flop(make, opened, charged
 @pytest.mark.parametrize("make", HELD)
 @pytest.mark.parametrize("short_of", ["samples", "compute"])
 def test_without_a_sample_to_look_at_nothing_is_spent_and_nothing_corrected(make, short_of, opened, charged):
-    calibration = make(share=0.0) if short_of == "samples" else make(share=0.4, spend=0.0)
+    calibration = make(share=1e-9) if short_of == "samples" else make(share=0.4, spend=1e-9)
     place = opened(1, calibration)
     calibration.begin(place)
     calibration.end(place)
@@ -423,7 +423,7 @@ def test_alignment_is_reserved_and_spent_to_the_flop(opened, charged):
 
 @pytest.mark.parametrize("make", EXEMPLARS)
 def test_an_allowance_too_small_for_one_exemplar_buys_none(make, opened, charged):
-    place, calibration = opened(1), make(spend=0.0)
+    place, calibration = opened(1), make(spend=1e-9)
     before = place.network.head.weight.detach().clone()
     calibration.begin(place)
     calibration.end(place)
@@ -515,3 +515,11 @@ def test_a_run_that_trains_until_it_is_refused_pays_for_its_calibration_and_answ
 def test_numbers_that_make_no_sense_are_refused(make, values, key):
     with pytest.raises(UserError, match=rf"calibration\.{key}"):
         make(**values)
+
+
+@pytest.mark.parametrize("make", [*HELD, *EXEMPLARS])
+@pytest.mark.parametrize("name", ["share", "spend"])
+def test_a_share_of_nothing_is_refused(make, name):
+    if make in HELD or name == "spend":
+        with pytest.raises(UserError, match=f"calibration.{name}=0 given: nothing would be calibrated"):
+            make(**{name: 0})
