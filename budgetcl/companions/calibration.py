@@ -52,6 +52,10 @@ class WeightAligning(Calibration):
     ones. In training, all of the head's weights are clamped to zero and above after each update (section 3.3): a row's
     norm then says how large its logits can become. It costs 2 FLOPs a weight of the head, as "calibrate".
 
+    The paper trains its head under the clamp from the first step on. A head that came trained without it loses all its
+    negative weights to the first update: with the embedded backbone those are 60 % of them, and accuracy collapses
+    (docs/claims.md); with ``clamp=false`` the aligning alone is left.
+
     Args:
         clamp: whether weights are clamped in training.
     """
@@ -426,9 +430,13 @@ class GaussianAlignment(Exemplars):
 
     At a step's end each class's features are summed up by their mean and, with shrinkage, one covariance that all
     classes share; the head is then trained by gradient descent on features drawn from these Gaussians, each class as
-    often as any other. The paper keeps a covariance a class; with few exemplars of many classes one for all is what can
-    be estimated. Forwards over exemplars, the covariance (2d^2 a sample), its decomposition and the head's training are
-    reserved and charged as "calibrate".
+    often as any other. Forwards over exemplars, the covariance (2d^2 a sample), its decomposition and the head's
+    training are reserved and charged as "calibrate".
+
+    Two departures from the paper. It keeps a covariance a class; with few exemplars of many classes one for all is what
+    can be estimated. And it trains the head on normalised logits, divided by their norm (in the authors' code the mean
+    of the norms of each task's logits) and by a temperature of 0.1; here the loss is the plain cross-entropy, since a
+    stream need not have tasks whose logits could be told apart.
 
     Args:
         samples: of the memory, looked at in a step, at most.

@@ -21,8 +21,14 @@ class ApproximateNeighbours:
     """The vote of about the k nearest of all features seen, by a search graph (HNSW, Malkov & Yashunin, TPAMI 2020).
 
     As in Online Continual Learning Without the Storage Constraint (ACM, arXiv 2305.09253). The price is the number of
-    distances that faiss evaluates, by its own count, times 2d + 3. A prediction is charged when its count is known,
-    before its answers are given. An insertion pays for the most there can be, and gets back what it did not need:
+    distances that faiss evaluates, by its own count, times 2d + 3.
+
+    A prediction is charged when its count is known: after the search, before its answers are given. faiss sets no limit
+    to a search, and the only bound that holds beforehand, all that is stored on two levels, is twice the price of an
+    exact search: to refuse what does not pay for the bound would refuse what the graph is there to make cheap. Nothing
+    is had for less by that: a prediction that the next allowance does not pay for gives no answer, and ends the run.
+
+    An insertion pays for the most there can be, and gets back what it did not need:
     faiss counts searches only, so its distances are those of a search for the same features with ``breadth``, twice:
     once to find the neighbours, once for linking them, which is the most that was measured (0.7 times a search).
     All features are stored. Confidence is the share of the votes, ties go to the nearer neighbours.
