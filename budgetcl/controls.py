@@ -116,8 +116,8 @@ def prepared(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Par
         source = build(cfg.stream)
         updates = _passes(cfg, source)
     # Counted in updates, so that there are exactly so many, whatever one of them costs.
-    counted = {"_target_": "budgetcl.budget.currencies.Iterations"}
-    cfg = _with_budget(cfg, updates=updates, passes=None, flops=None, rest="stop", free=[], currency=counted)
+    cfg = _with_budget(cfg, updates=updates, passes=None, flops=None, rest="stop", free=[])
+    cfg.budget.currency = _counted_as("Iterations")
     return cfg, make_parts(cfg, source), budget
 
 
@@ -127,10 +127,15 @@ def _with_budget(cfg: DictConfig, **changes: Any) -> DictConfig:
     return changed
 
 
+def _counted_as(currency: str) -> DictConfig:
+    return OmegaConf.create({"_target_": f"budgetcl.budget.currencies.{currency}"})
+
+
 def _pays_beside_training(cfg: DictConfig, parts: Parts) -> bool:
     """Return whether anything is charged beside training: by the first steps of a dry run, else by all of them."""
     if isinstance(parts.compute.budget.currency, Seconds):  # a dry run has no clock
-        return True
+        cfg = _with_budget(cfg)
+        cfg.budget.currency = _counted_as("Flops")
     for seconds in (_FIRST, math.inf):
         ledger = rehearse(cfg, seconds, parts.compute.prices, parts.source)[1].ledger
         if any(paid and category != "train" for category, paid in zip(ledger["category"], ledger["charged"])):

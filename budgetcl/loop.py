@@ -25,10 +25,12 @@ from budgetcl.streams.revealed import Revealed
 from budgetcl.streams.stream import RETENTION, IntArray, TimeStep
 
 # By step, beside what the ledger has. "replaced": training pictures that could not be read, another of the batch stood
-# in; "unread": predictions of pictures that could not be read, logged as no answer; "reference_memory": bytes that the
-# step's reference update needs at once, for memory-adjusted FLOPs.
+# in; "unread": predictions of pictures that could not be read, logged as no answer; "reference_flops" and
+# "reference_memory": what the step's reference update costs, for the stream's delay, and the bytes that it needs at
+# once, for memory-adjusted FLOPs.
 _MEASURED = (
-    "seen", "classes", "updates", "stored", "replaced", "unread", "reference_memory", "learning_seconds", "seconds",
+    "seen", "classes", "updates", "stored", "replaced", "unread", "reference_flops", "reference_memory",
+    "learning_seconds", "seconds",
 )  # fmt: skip
 
 
@@ -111,6 +113,7 @@ def run(
             steps["stored"].append(stored)
             steps["replaced"].append(revealed.replaced - replaced)
             steps["unread"].append(predict.unread - unread)
+            steps["reference_flops"].append(compute.reference_flops)
             steps["reference_memory"].append(compute.reference_memory)
             steps["learning_seconds"].append(learning)
             steps["seconds"].append(now - clock)

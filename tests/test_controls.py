@@ -112,6 +112,14 @@ def test_unlimited_makes_so_many_passes_over_all_that_was_seen(asked):
     assert cfg.method.name == "naive"
 
 
+@pytest.mark.parametrize("control", ["unlimited", "uncharged"])
+def test_controls_under_seconds(asked, control):
+    cfg, given = asked("kd_mse", control, "currency=seconds")
+    cfg, parts, budget = prepared(plan(cfg, given).asked, given)
+    assert budget.currency.name == "1 seconds"  # it stands beside what was held to them
+    assert parts.compute.budget.currency.name == ("iterations" if control == "unlimited" else "1 seconds")
+
+
 def test_all_methods_share_one_unlimited_run(asked):
     plans = [plan(*asked(method, "unlimited")) for method in ("kd_mse", "max_loss", "knn")]
     assert len({run_id(plain(each.asked)) for each in plans}) == 1
@@ -150,6 +158,7 @@ def test_what_has_no_such_control_is_refused_in_one_line(made, method, control, 
         ("naive", "uncharged", (), "pays for nothing but training"),
         ("class_balanced", "uncharged", (), "pays for nothing but training"),
         ("kd_mse", "uncharged", ("currency=iterations",), "pays for nothing but training"),
+        ("naive", "uncharged", ("currency=seconds",), "pays for nothing but training"),
     ],
 )
 def test_a_control_that_is_another_run_or_none_does_not_apply(asked, method, control, settings, message):

@@ -52,13 +52,22 @@ def test_a_table_of_the_papers_has_its_command_and_reported_seeds(preset):
     assert "method" in swept(preset)
 
 
-@pytest.mark.parametrize("preset", [name for name in TABLES if name != "unique_samples"])
+@pytest.mark.parametrize("preset", [*(name for name in TABLES if name != "unique_samples"), "currencies"])
 def test_a_table_has_its_controls_behind_all_methods_and_scratch_beside_them(preset):
     params = swept(preset)
     assert next(iter(params)) == "control"  # hydra's outermost loop
     assert params["control"].split(",") == ["null", *KINDS]
     assert params["method"].split(",")[:2] == ["naive", "scratch"]
     assert compose([f"experiment={preset}"]).unlimited_passes < 20  # which are meant for one step
+
+
+def test_the_currencies_preset_holds_methods_to_every_currency():
+    params = swept("currencies")
+    assert params["currency"].split(",") == ["flops", "iterations", "memory_adjusted", "delay", "seconds"]
+    assert set(params["currency"].split(",")) == {path.stem for path in (conf_folder() / "currency").glob("*.yaml")}
+    cfg = compose(["experiment=currencies", "currency=seconds"])
+    assert build(cfg.budget).currency.name == f"{cfg.seconds:g} seconds"
+    assert build(compose(["currency=seconds"]).budget).currency.name == "1 seconds"
 
 
 # The papers' data: updates of a step, samples of an update, and the backbone's settings beside its name and weights.

@@ -98,7 +98,8 @@ class Compute:
         self.ledger = Ledger(budget.rest, budget.free, budget.currency.unit)
         self.audit: Audit | None = None
         self.updates = 0
-        self.reference_memory = 0  # bytes that the reference update of the last opened step needs at once
+        self.reference_flops = 0  # of the reference update of the last opened step
+        self.reference_memory = 0  # bytes that it needs at once
         self.most = 0  # what could pay for one update: the allowance, with carry those of all steps to come as well
         self._awaited = 0  # the price of the update that ended the last step: so much may be carried to the next one
         # A context of its own per use: autocast contexts do not nest; in fp32 none is made.
@@ -305,7 +306,7 @@ class Compute:
             granted, updates = self.budget.grant(self.reference, step.classes, len(step.revealed), step.number)
             reference = self.reference.update(step.classes)
         currency, self._granted = self.budget.currency, granted
-        self.reference_memory = reference.memory
+        self.reference_flops, self.reference_memory = reference.total, reference.memory
         allowance = currency.allowance(granted, updates)
         currency.open(reference, self.device)
         one = currency.cost("train", reference.total, reference)

@@ -201,9 +201,15 @@ class Spending:
 
     Whatever the allowance was counted in, all that one may count is said. ``updates``, ``flops`` and ``adjusted_flops``
     (FLOPs x bytes needed at once / those of the reference update; see budgetcl.budget.currencies) are totals, free
-    predictions left out; ``utilisation`` is the share of the allowances spent; ``predict_flops`` is per row predicted,
-    free or not; ``bytes`` is the most stored between two steps. ``learning_seconds``, which leave out predicting and
-    evaluating, ``seconds`` and ``flops_per_second``, the speed reached while learning, hold for this machine alone.
+    predictions left out. ``delay`` is how many reference updates one update took, with all that was done beside it: so
+    many batches go by meanwhile in a stream that brings credit for one reference update with each (the relative
+    complexity of Real-Time Evaluation in Online Continual Learning, CVPR 2023). Where credit carries over that is
+    enforced, and ``missed``, the share of the steps without an update, grows with it; elsewhere a dear method makes
+    fewer updates in each step and misses none. Both are NaN for a method without updates.
+
+    ``utilisation`` is the share of the allowances spent; ``predict_flops`` is per row predicted, free or not; ``bytes``
+    is the most stored between two steps. ``learning_seconds``, which leave out predicting and evaluating, ``seconds``
+    and ``flops_per_second``, the speed reached while learning, hold for this machine alone.
     """
 
     def __call__(self, run: Run) -> Mapping[str, float]:
@@ -213,10 +219,13 @@ class Spending:
         learning = int(ledger["flops"][~predict].sum())
         seconds, paid = float(steps["learning_seconds"].sum()), int(steps["paid"].sum())
         rows = sum(len(log["step"]) for log in run.pieces("predictions", "step"))
+        updates, alike = steps["updates"], _product(steps["updates"], steps["reference_flops"])
         return {
-            "updates": int(steps["updates"].sum()),
+            "updates": int(updates.sum()),
             "flops": learning + paid,
             "adjusted_flops": _adjusted(run, ~predict) + paid,
+            "delay": (learning + paid) / alike if alike else math.nan,
+            "missed": float((updates == 0).mean()) if alike else math.nan,
             "utilisation": float(steps["spent"].sum() / max(1, steps["allowance"].sum())),
             "predict_flops": float(ledger["flops"][predict].sum() / rows),
             "bytes": int(steps["stored"].max()),
@@ -224,6 +233,11 @@ class Spending:
             "seconds": float(steps["seconds"].sum()),
             "flops_per_second": learning / seconds if seconds else math.nan,
         }
+
+
+def _product(one: NDArray[Any], other: NDArray[Any]) -> int:
+    """Return the sum of products, exact."""
+    return sum(a * b for a, b in zip(one.tolist(), other.tolist()))
 
 
 def _adjusted(run: Run, chosen: NDArray[np.bool_]) -> int:

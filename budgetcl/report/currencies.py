@@ -9,11 +9,12 @@ from itertools import combinations
 
 from budgetcl.metrics.stats import Interval
 from budgetcl.report.boards import Board, conditions
-from budgetcl.report.runs import Run
+from budgetcl.report.runs import FLOPS, Run
 from budgetcl.report.student import student_interval
 from budgetcl.report.tables import ACCURACY, Column, Grid, paired
 from budgetcl.report.words import shown, shown_difference
 
+DELAY = "stream delay"
 _VARIED = ("currency", "budget.rest")  # a stream's delay is a currency that carries over
 
 
@@ -108,9 +109,17 @@ def _ranking(family: Sequence[Board]) -> Ranking | None:
 
 
 def _labels(boards: Sequence[Board]) -> list[str]:
+    """Return the currencies, told apart by what becomes of the rest; FLOPs that carry over are a stream's delay."""
     firsts = [board.flat[0] for board in boards]
-    rests = [str(run.info.get("rest")) for run in firsts]
-    return [f"{run.currency}, {rest}" if len({*rests}) > 1 else run.currency for run, rest in zip(firsts, rests)]
+    if len({run.info.get("rest") for run in firsts}) == 1:
+        return [run.currency for run in firsts]
+    return [_label(run.currency, str(run.info.get("rest"))) for run in firsts]
+
+
+def _label(currency: str, rest: str) -> str:
+    if rest == "stop":
+        return currency
+    return DELAY if (currency, rest) == (FLOPS, "carry") else f"{currency}, {rest}"
 
 
 def grids(found: Sequence[Board]) -> list[Grid]:
@@ -131,7 +140,7 @@ def grids(found: Sequence[Board]) -> list[Grid]:
                 ),
                 f"Place by {title} accuracy (in brackets, in percent) over seed{'s' * (len(seeds) > 1)} "
                 f"{', '.join(map(str, seeds))}. Left out: controls, blind classifiers, methods that were not run "
-                f"under each.{_machine(names)}",
+                f"under each.{_delay(names)}{_machine(names)}",
             )
         )
         turns = ranking.turns
@@ -155,6 +164,10 @@ def grids(found: Sequence[Board]) -> list[Grid]:
             )
         )
     return tables
+
+
+def _delay(currencies: Sequence[str]) -> str:
+    return f" {DELAY.capitalize()}: FLOPs that arrive with each step and carry over." if DELAY in currencies else ""
 
 
 def _machine(currencies: Sequence[str]) -> str:

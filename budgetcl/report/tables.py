@@ -20,7 +20,7 @@ class Column:
     Attributes:
         key: its name in a summary.
         title: its name in a table.
-        unit: "percent" (of 0..1), "flops", "flops/s", "bytes", "seconds" or "count".
+        unit: "percent" (of 0..1), "flops", "flops/s", "bytes", "seconds", "times" or "count".
         better: +1 where more is better, -1 where less is, 0 where neither.
     """
 
@@ -56,6 +56,8 @@ SPENT = (
     Column("updates", "iterations (updates)", "count"),
     Column("flops", "FLOPs", "flops"),
     Column("adjusted_flops", "memory-adjusted FLOPs", "flops"),
+    Column("delay", "delay (reference updates to an update)", "times"),
+    Column("missed", "steps without an update", "percent"),
     Column("learning_seconds", "time of learning, here", "seconds"),
     Column("bytes", "stored", "bytes"),
 )

@@ -50,6 +50,8 @@ def quantity(value: float, unit: str) -> str:
         return "–"
     if unit == "count":
         return f"{value:,.0f}"
+    if unit == "times":
+        return f"{value:.2f}"
     if unit == "seconds":
         return f"{value:.1f} s" if value < 100 else f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:.1f} h"
     if unit == "percent":

@@ -10,6 +10,7 @@ import torch
 from budgetcl.budget import currencies
 from budgetcl.budget.allowance import Budget
 from budgetcl.budget.currencies import Iterations, MemoryAdjusted, Seconds
+from budgetcl.configuration import compose, plain, run_id
 from budgetcl.errors import UserError
 from budgetcl.metrics.summary import Spending
 
@@ -104,7 +105,7 @@ def test_the_bytes_of_an_update_are_what_torch_holds_at_once(go):
 # --- one run tells all of them -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("currency", ["flops", "iterations", "memory_adjusted"])
+@pytest.mark.parametrize("currency", ["flops", "iterations", "memory_adjusted", "delay"])
 @pytest.mark.parametrize("method", ["kd_mse", "max_loss"])
 def test_a_run_tells_what_it_spent_in_every_currency(go, method, currency):
     run = go("glyphs", method, f"currency={currency}")
@@ -115,7 +116,10 @@ def test_a_run_tells_what_it_spent_in_every_currency(go, method, currency):
     assert said["adjusted_flops"] < said["flops"]  # both look at many images without a gradient
     assert said["learning_seconds"] == pytest.approx(run.steps["learning_seconds"].sum())
     assert 0 < said["learning_seconds"] < said["seconds"]
-    enforced = {"flops": "flops", "iterations": "updates", "memory_adjusted": "adjusted_flops"}[currency]
+    updates, reference = (run.steps[name].astype(object) for name in ("updates", "reference_flops"))
+    assert said["delay"] == said["flops"] / (updates * reference).sum()
+    assert said["delay"] > 1.1  # a teacher, or scored candidates, beside each update
+    enforced = {"iterations": "updates", "memory_adjusted": "adjusted_flops"}.get(currency, "flops")
     assert said[enforced] == run.steps["spent"].sum()
 
 
@@ -156,8 +160,25 @@ def test_with_delay_credit_gathers_until_it_pays_for_an_update(go):
 
 
 def test_a_dearer_update_waits_longer(go):
-    cheap, dear = (go("uploads", m, "budget=delay", "budget.updates=0.7").steps["updates"] for m in ("naive", "kd_mse"))
-    assert 0 < dear.sum() < cheap.sum()
+    cheap, dear = (go("uploads", m, "budget=delay", "budget.updates=0.7") for m in ("naive", "kd_mse"))
+    assert 0 < dear.steps["updates"].sum() < cheap.steps["updates"].sum()
+    said = [Spending()(run) for run in (cheap, dear)]
+    assert said[0]["delay"] == 1
+    assert said[0]["missed"] == (cheap.steps["updates"] == 0).mean() < said[1]["missed"]
+
+
+def test_the_delay_is_the_price_of_an_update_and_all_beside_it_in_reference_updates(go):
+    assert Spending()(go("glyphs", "naive"))["delay"] == 1
+    assert Spending()(go("glyphs", "head_only"))["delay"] == pytest.approx(0.35, abs=0.03)  # a forward, as priced
+    assert Spending()(go("glyphs", "kd_mse"))["delay"] == pytest.approx(4 / 3, abs=0.03)  # and a teacher's
+    assert np.isnan(Spending()(go("uploads", "nmc"))["delay"])
+
+
+def test_delay_as_a_currency_is_the_budget_of_that_name():
+    one, other = (plain(compose(["stream=uploads", choice])) for choice in ("currency=delay", "budget=delay"))
+    assert run_id(one) == run_id(other)
+    assert one["budget"] == other["budget"]
+    assert one["budget"]["rest"] == "carry"
 
 
 def test_memory_adjusted_credit_is_in_the_unit_of_the_allowance():

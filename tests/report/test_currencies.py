@@ -81,9 +81,17 @@ def test_an_order_that_stays_is_said_to_stay():
 def test_a_streams_delay_is_ranked_beside_the_others_and_named_by_its_rest():
     found = boards([*runs(), *[run(m, s, 0.5 + s / 100, rest="carry") for m in ("naive", "kd") for s in range(3)]])
     (ranking,) = rankings(found)
-    assert set(ranking.runs) == {"FLOPs, stop", "FLOPs, carry", "iterations, stop"}
-    assert set(ranking.ranks("FLOPs, carry").values()) == {1}  # equal means share a place
-    assert set(ranking.ranks("FLOPs, stop")) == {"naive", "kd"}  # er was not run with delay
+    assert set(ranking.runs) == {"FLOPs", "stream delay", "iterations"}
+    assert set(ranking.ranks("stream delay").values()) == {1}  # equal means share a place
+    assert set(ranking.ranks("FLOPs")) == {"naive", "kd"}  # er was not run with delay
+    assert "Stream delay: FLOPs that arrive with each step" in grids(found)[0].caption
+
+
+def test_all_five_are_ranked_in_one_table():
+    more = {"memory-adjusted FLOPs": TABLE["FLOPs"], "1 seconds": TABLE["FLOPs"]}
+    found = boards([*runs({**TABLE, **more}), *runs({"FLOPs": TABLE["FLOPs"]}, rest="carry")])
+    heads = ("method", "FLOPs", "iterations", "memory-adjusted FLOPs", "1 seconds", "stream delay")
+    assert grids(found)[0].heads == heads
 
 
 @pytest.mark.parametrize("changed", [{"cap": 1000}, {"precision": "bf16"}])
