@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from budgetcl.assemble import build
+from budgetcl.assemble import build, make_parts
 from budgetcl.cli import main
 from budgetcl.configuration import compose, conf_folder
 from budgetcl.controls import KINDS
+from budgetcl.dry_run import simulate
 from budgetcl.records.record import find
 
 PRESETS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))
@@ -59,6 +60,21 @@ def test_a_table_has_its_controls_behind_all_methods_and_scratch_beside_them(pre
     assert params["control"].split(",") == ["null", *KINDS]
     assert params["method"].split(",")[:2] == ["naive", "scratch"]
     assert compose([f"experiment={preset}"]).unlimited_passes < 20  # which are meant for one step
+
+
+def test_real_time_has_the_papers_methods_network_and_sizes(tmp_path):
+    """The seven of its table (LwF is kd_kl), and a share for GSS that pays for a batch of candidates."""
+    assert set(swept("real_time")["method"].split(",")) == {"er", "ace", "kd_kl", "rwalk", "polrs", "mir", "gss"}
+    frame = pd.DataFrame({"path": [f"{i}.jpg" for i in range(60)], "label": [i % 10 for i in range(60)]})
+    frame["split"] = "train"
+    frame.to_parquet(tmp_path / "table.parquet")
+    cfg = compose(["experiment=real_time", f"stream.path={tmp_path / 'table.parquet'}", "method=gss"])
+    assert (cfg.backbone.widths, cfg.reference.backbone.widths) == ([20, 40, 80, 160], [20, 40, 80, 160])
+    assert (cfg.memory.capacity, cfg.stream.chunk, cfg.reference.batch, cfg.budget.rest) == (100, 10, 10, "carry")
+    updates = simulate(make_parts(cfg), 0, 512).steps["updates"]
+    assert len(updates) == 6
+    assert sum(updates) >= 3
+    assert compose(["stream=glyphs", "method=gss"]).learner.sampler.spend == 0.1667  # as it ships
 
 
 def test_the_currencies_preset_holds_methods_to_every_currency():

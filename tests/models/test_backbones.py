@@ -5,8 +5,14 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from budgetcl.assemble import build
+from budgetcl.budget.prices import Prices
+from budgetcl.configuration import compose
 from budgetcl.errors import UserError
 from budgetcl.models.backbones import GLYPHS, SmallResNet, initialise
+from budgetcl.models.heads import LinearHead
+from budgetcl.models.network import Network
+from budgetcl.models.parts import stages_of
 from budgetcl.randomness import generator
 from budgetcl.streams.rendering import HALF, atlas, atlas_images, choices, view_key, views
 
@@ -27,6 +33,47 @@ def test_the_default_backbone_has_the_size_that_its_documentation_claims():
     count = sum(p.numel() for p in SmallResNet().parameters())
     assert round(count / 1000) == 77
     assert round((count + HALF * 65) / 1000) == 142
+
+
+# GEM's slim ResNet-18 at 32 pixels, layer by layer: side of the output, inputs, outputs, side of the kernel.
+SLIM = [
+    (32, 3, 20, 3), *[(32, 20, 20, 3)] * 4,
+    (16, 20, 40, 3), (16, 40, 40, 3), (16, 20, 40, 1), *[(16, 40, 40, 3)] * 2,
+    (8, 40, 80, 3), (8, 80, 80, 3), (8, 40, 80, 1), *[(8, 80, 80, 3)] * 2,
+    (4, 80, 160, 3), (4, 160, 160, 3), (4, 80, 160, 1), *[(4, 160, 160, 3)] * 2,
+]  # fmt: skip
+
+
+def slim():
+    return build(compose(["backbone=slim_resnet18"]).backbone)
+
+
+def test_the_slim_resnet18_has_the_parameters_of_its_layers():
+    convolutions = sum(inputs * outputs * side**2 for _, inputs, outputs, side in SLIM)
+    normalisation = sum(2 * outputs for _, _, outputs, _ in SLIM)
+    network = Network(slim(), LinearHead(160))
+    network.grow(10, generator(0, "x"))
+    count = sum(p.numel() for p in network.parameters())
+    assert count == convolutions + normalisation + 160 * 10 + 10 == 1_094_750
+
+
+def test_the_slim_resnet18_has_the_price_of_its_layers():
+    network = Network(slim(), LinearHead(160)).eval()
+    network.grow(10, generator(0, "x"))
+    macs = sum(size**2 * inputs * outputs * side**2 for size, inputs, outputs, side in SLIM) + 160 * 10
+    assert Prices().forward(network, torch.zeros(7, 3, 32, 32, dtype=torch.uint8)).network == 7 * 2 * macs
+
+
+def test_the_slim_resnet18_has_four_stages_and_looks_at_every_pixel():
+    backbone = slim().eval()
+    assert len(stages_of(backbone)) == 4
+    assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, 160)
+
+
+@pytest.mark.parametrize("stem", [(4, 1), (3,), (0, 1), (3, 0), (3, 1, 1)])
+def test_a_stem_that_is_none_is_refused(stem):
+    with pytest.raises(UserError, match="stem"):
+        SmallResNet(stem=stem)
 
 
 def test_the_backbone_runs_on_fake_tensors_and_so_has_a_price():
