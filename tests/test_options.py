@@ -95,6 +95,7 @@ TRAINED = {
     "currency/flops": {},
     "currency/iterations": {},
     "currency/memory_adjusted": {},
+    "currency/delay": dict.fromkeys(("currency", "budget"), ("glyphs", "kd_mse", (), "currency=delay")),  # what is left
     "currency/seconds": {
         "budget": ("glyphs", "naive", ("currency=seconds", "currency.budget=0.2"), "currency.budget=0.3")
     },
@@ -313,6 +314,13 @@ NAMED = {
         "seed": (SHORT, "backbone.seed=7"),
     },
 }
+NAMED["backbone/slim_resnet18"] = {
+    key: ((), f"backbone.{key}={value}")
+    for key, value in {
+        "channels": "1", "widths": "[20,40,80]", "depth": "1", "stem": "[5,1]", "pretrained": "nowhere.safetensors",
+        "seed": "7",
+    }.items()
+}  # fmt: skip
 NAMED["backbone/timm"] = {
     key: (("backbone.name=resnet10t",), change) for key, (_, change) in NAMED["backbone/torchvision"].items()
 } | {
