@@ -54,6 +54,8 @@ def sweep(arguments: Sequence[str]) -> int:
         try:
             batches = hydra.multirun("run", one_of_several, searched(arguments), with_log_configuration=False)
         except OSError as error:  # of the sweep's folder; what goes wrong in a run stays there
+            if error.errno is None:  # hydra's own errors are among them
+                raise
             raise UserError(
                 f"the output folder '{error.filename}' cannot be written ({error.strerror}): set output to one that can"
             ) from error
