@@ -355,3 +355,27 @@ def test_an_answer_is_logged_with_its_rank_and_its_target(go):
     assert log["pred"].tolist() == [code[a] for a in answers]
     assert log["top5"].tolist() == [t in [code[a] for a in row] for t, row in zip(log["target"].tolist(), top)]
     assert isinstance(asked[0], Predictions)
+
+
+@pytest.mark.parametrize("method", ["naive", "nmc", "last_label"])
+def test_a_label_that_was_not_seen_yet_is_a_miss_and_stops_nothing(go, method):
+    run = go("uploads", method)
+    stream, rows = run.parts.source.stream, run.predictions
+    known = set(stream.label[stream.rows("pretrain")].tolist())
+    new = np.array([
+        target not in known and target not in stream.label[:seen]
+        for target, seen in zip(rows["target"].tolist(), rows["seen"].tolist())
+    ])  # fmt: skip
+    assert new.any()
+    assert (rows["pred"] != rows["target"])[new].all()
+    assert not rows["top5"][new].any()
+    assert np.isfinite(rows["confidence"]).all()
+
+
+def test_a_stream_of_one_class_runs_with_live_statistics(go):
+    settings = ("stream.pretrain_classes=0", "stream.stream_classes=1", "stream.steps=1", "batch_norm=live")
+    run = go("glyphs", "kd_mse", *settings)
+    assert (run.predictions["pred"] == run.predictions["target"]).all()
+    assert run.category("teacher") == [0]  # there are no old classes, so there is no teacher
+    assert run.steps["updates"].tolist() == [4]
+    assert all(torch.isfinite(value).all() for value in run.parts.learner.network.state_dict().values())
