@@ -119,18 +119,6 @@ def test_a_second_process_without_a_network_gives_the_same_run(sweep, tmp_path, 
     assert there.info["audit"] == here.info["audit"]
 
 
-def test_the_joblib_launcher_makes_the_same_records(sweep, tmp_path, same, monkeypatch, capfd):
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    assert main(["run", "-m", *SMALL, f"output={tmp_path}", "method=naive,kd_mse", "seed=1", *parallel]) == 0
-    runs = records(tmp_path)
-    assert len(runs) == 2
-    for identity, run in runs.items():
-        assert run.finished
-        assert run.info["threads"] == 1
-        same(run.predictions, records(sweep)[identity].predictions)
-
-
 def test_hydras_own_flags_work(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)
     assert main(["run", "--cfg", "job", *SMALL, f"output={tmp_path}"]) == 0

@@ -1,10 +1,8 @@
 """Sweeps: what is finished stays, what failed is listed, what was stopped goes on, and one process makes a run."""
 
 import json
-import multiprocessing
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -40,12 +38,21 @@ def stamps(run):
     return {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()}
 
 
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """A folder for code of one's own that workers import, too: new ones, as they keep the path they started with."""
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory):
+    """Code of one's own that joblib's workers import, too: new ones, as they keep the path that they started with.
+
+    All tests share these workers, each of which imports torch before it does anything.
+    """
+    folder = tmp_path_factory.mktemp("workers")
+    (folder / "dies.py").write_text("import os\ndef metric():\n    os._exit(9)\n")
+    (folder / "threads.py").write_text(
+        "import torch\nclass Threads:\n    def __call__(self, run):\n        return {'n': torch.get_num_threads()}\n"
+    )
     get_reusable_executor().shutdown(wait=True)
-    monkeypatch.syspath_prepend(str(tmp_path))  # new workers are given the path of this process
-    yield tmp_path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))  # new workers are given the path of this process
+        yield
     get_reusable_executor().shutdown(wait=True)
 
 
@@ -147,6 +154,7 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path, monkeypatch, capfd, same, un
 LAUNCHERS = [(), ("hydra/launcher=joblib_2",)]
 
 
+@pytest.mark.usefixtures("workers")
 @pytest.mark.parametrize("launcher", LAUNCHERS, ids=["basic", "joblib"])
 def test_failed_runs_are_listed_at_the_end_and_stop_no_other(tmp_path, capfd, launcher):
     assert budgetcl(tmp_path, "-m", "learner.window=0,2,5", "metrics.ahead.warmup=0.1,7", *launcher) == 1
@@ -165,6 +173,7 @@ def test_failed_runs_are_listed_at_the_end_and_stop_no_other(tmp_path, capfd, la
     assert len([run for run in find([tmp_path]) if run.finished]) == 2
 
 
+@pytest.mark.usefixtures("workers")
 @pytest.mark.parametrize("launcher", LAUNCHERS, ids=["basic", "joblib"])
 def test_what_all_runs_share_is_refused_in_one_line(tmp_path, capfd, launcher):
     assert budgetcl(tmp_path, "-m", "seed=0,1", "learner.window=0", *launcher) == 2
@@ -191,6 +200,44 @@ def test_what_does_not_apply_is_no_failure_and_excuses_none(tmp_path, capfd):
     assert "makes no updates" in capfd.readouterr().err
 
 
+# Trains networks.
+TRAINED = (
+    "stream=glyphs", "stream.pretrain_classes=10", "stream.stream_classes=9", "stream.steps=3", "stream.train=8",
+    "stream.test=3", "stream.pretrain_train=8", "reference.batch=8", "budget.updates=4",
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("workers")
+def test_the_joblib_launcher_makes_the_same_records(tmp_path, same):
+    command = ("run", "-m", *TRAINED, "method=naive,kd_mse", "seed=1")
+    assert main([*command, f"output={tmp_path / 'here'}"]) == 0
+    parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert main([*command, f"output={tmp_path / 'there'}", *parallel]) == 0
+    here, there = ({run.info["id"]: run for run in find([tmp_path / place])} for place in ("here", "there"))
+    assert len(here) == 2
+    assert here.keys() == there.keys()
+    for identity, run in there.items():
+        assert run.finished
+        assert run.info["threads"] == 1
+        same(run.predictions, here[identity].predictions)
+
+
+@pytest.mark.usefixtures("workers")
+def test_workers_of_joblib_have_the_threads_of_the_configuration(tmp_path):
+    own = ("+metrics.own._target_=threads.Threads", "threads=1,2", "hydra/launcher=joblib_2")
+    assert budgetcl(tmp_path, "-m", *own) == 0
+    assert sorted((run.info["threads"], run.summary["n"]) for run in find([tmp_path])) == [(1, 1), (2, 2)]
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_process_that_dies_is_said_in_one_line(tmp_path, capfd):
+    assert budgetcl(tmp_path, "-m", "+metrics.dies._target_=dies.metric", "seed=0,1", "hydra/launcher=joblib_2") == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("budgetcl: ")]
+    assert len(lines) == 1
+    assert "the launcher gave up" in lines[0]
+    assert "the same command goes on" in lines[0]
+
+
 def test_what_nobody_foresaw_fails_one_run_and_says_where(tmp_path, capfd, monkeypatch, unrehearsed):
     fit = Blind.fit
 
@@ -206,15 +253,6 @@ def test_what_nobody_foresaw_fails_one_run_and_says_where(tmp_path, capfd, monke
     assert sorted(run.finished for run in find([tmp_path])) == [False, True]
 
 
-def test_a_process_that_dies_is_said_in_one_line(tmp_path, capfd, elsewhere):
-    (elsewhere / "dies.py").write_text("import os\ndef metric():\n    os._exit(9)\n")
-    assert budgetcl(tmp_path, "-m", "+metrics.dies._target_=dies.metric", "seed=0,1", "hydra/launcher=joblib_2") == 2
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("budgetcl: ")]
-    assert len(lines) == 1
-    assert "the launcher gave up" in lines[0]
-    assert "the same command goes on" in lines[0]
-
-
 def test_a_run_that_another_process_is_at_is_left_alone(tmp_path, finished, capfd):
     before = stamps(finished)
     with claimed(finished.folder.parent / f".{finished.info['id']}.lock"):
@@ -226,53 +264,58 @@ def test_a_run_that_another_process_is_at_is_left_alone(tmp_path, finished, capf
     assert budgetcl(tmp_path, "rerun=true") == 0  # once it is free
 
 
+# Three processes that begin a run in the same moment: copies of one that has imported everything.
+AT_ONCE = """
+import os, sys
+import budgetcl.run
+from budgetcl.cli import main
+def one(number):
+    for name in ("stdout", "stderr"):
+        setattr(sys, name, open(f"{number}.{name}", "w", buffering=1))
+    os._exit(main(sys.argv[1:]))
+for number in range(3):
+    os.fork() or one(number)
+print(*(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
+"""
+
+
 def test_processes_that_start_one_run_at_once_make_it_once(tmp_path, finished, same):
-    code = "import sys; from budgetcl.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "run", *SETTINGS, f"output={tmp_path / 'together'}"]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [process.communicate()[:] for process in processes]
-    assert 0 in [process.returncode for process in processes]
-    for process, (out, error) in zip(processes, said):
-        if process.returncode:
-            assert "is at it" in error
-        else:
-            assert "record: " in out
-            assert error == ""
+    command = [sys.executable, "-c", AT_ONCE, "run", *SETTINGS, f"output={tmp_path / 'together'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stderr == ""
+    said = [[(tmp_path / f"{i}.{name}").read_text() for name in ("stdout", "stderr")] for i in range(3)]
+    refused = [error for out, error in said if "record: " not in out]
+    assert sorted(done.stdout.split()) == ["0"] * (3 - len(refused)) + ["2"] * len(refused)
+    assert len(refused) < 3
+    assert all("is at it" in error for error in refused)
+    assert all(error == "" for out, error in said if "record: " in out)
     (run,) = find([tmp_path / "together"])
     assert run.finished
     same(run.predictions, finished.predictions)
     assert [path.name for path in run.folder.parent.iterdir()] == [run.folder.name]
 
 
-def _hold(path, held):
-    with claimed(Path(path)):
-        held.set()
-        time.sleep(60)
+HOLD = """
+import sys, time
+from pathlib import Path
+from budgetcl.records.claim import claimed
+with claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_claim_ends_with_its_process(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    held = spawn.Event()
-    holder = spawn.Process(target=_hold, args=(str(tmp_path / ".a.lock"), held))
-    holder.start()
-    assert held.wait(60)
-    with pytest.raises(UserError, match=f"process {holder.pid} on .* is at it"), claimed(tmp_path / ".a.lock"):
-        pass
-    holder.kill()
-    holder.join()
+    command = [sys.executable, "-c", HOLD, str(tmp_path / ".a.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"process {holder.pid} on .* is at it"), claimed(tmp_path / ".a.lock"):
+            pass
+        holder.kill()
     assert (tmp_path / ".a.lock").exists()  # the file stays, the lock does not
     with claimed(tmp_path / ".a.lock"):
         assert (tmp_path / ".a.lock").exists()
     assert not (tmp_path / ".a.lock").exists()
-
-
-def test_workers_of_joblib_have_the_threads_of_the_configuration(tmp_path, elsewhere):
-    (elsewhere / "threads.py").write_text(
-        "import torch\nclass Threads:\n    def __call__(self, run):\n        return {'n': torch.get_num_threads()}\n"
-    )
-    own = ("+metrics.own._target_=threads.Threads", "threads=1,2", "hydra/launcher=joblib_2")
-    assert budgetcl(tmp_path, "-m", *own) == 0
-    assert sorted((run.info["threads"], run.summary["n"]) for run in find([tmp_path])) == [(1, 1), (2, 2)]
 
 
 @pytest.mark.parametrize(
