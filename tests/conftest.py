@@ -14,6 +14,7 @@ from budgetcl.assemble import make_parts
 from budgetcl.budget.prices import Prices
 from budgetcl.configuration import compose, conf_folder
 from budgetcl.loop import run
+from budgetcl.streams import rendering
 
 # Two streams small enough for tests. Glyphs: 10 classes to begin with, 9 streamed in three steps. Uploads: 96 samples
 # in six steps, predicted ahead at three shifts.
@@ -143,6 +144,16 @@ def kept():
 def unrehearsed(monkeypatch):
     """Runs begin without the simulation before them, so that what goes wrong goes wrong in the run itself."""
     monkeypatch.setattr("budgetcl.foresight.rehearse", lambda *given: None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _atlas_kept():
+    """Keep the atlas, which streams otherwise unpack anew, and that takes as long as a tiny run."""
+    unpack = rendering.atlas_images
+    kept = cache(lambda read: unpack())  # again, where a test puts another reader in the place of the asset's
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rendering, "atlas_images", lambda: kept(rendering.read_asset))
+        yield
 
 
 @pytest.fixture(autouse=True)
