@@ -13,9 +13,10 @@ import pytest
 # First, as all that follows imports what it should not.
 DRY_RUN = """
 import sys
+from budgetcl.configuration import compose_each
 from budgetcl.dry_run import price
-price(["stream=glyphs", "stream.pretrain_classes=8", "stream.stream_classes=4", "stream.steps=2",
-       "method=naive,kd_mse", "learner.batch=8", "reference.batch=8", "budget.updates=2"])
+price(compose_each(["stream=glyphs", "stream.pretrain_classes=8", "stream.stream_classes=4", "stream.steps=2",
+       "method=naive,kd_mse", "learner.batch=8", "reference.batch=8", "budget.updates=2"]))
 imported = sorted({"torch._dynamo", "torch._inductor", "torch.distributed.tensor"} & set(sys.modules))
 """
 NUMBERS = """
