@@ -147,6 +147,7 @@ def check_component(component: Any, **settings: Any) -> list[str]:
 def check_learner(make: Callable[[], Learner], bench: Bench) -> list[str]:
     """Check a learner on a stream.
 
+    - finite numbers: every confidence is one;
     - price truth: what an always-on counter sees is what was charged; no step spends more than its allowance;
     - determinism and resume: a second run, in which a fresh learner takes up the state between two steps, is equal to
       the first to the bit;
@@ -175,7 +176,7 @@ def _checked(make: Callable[[], Learner], bench: Bench) -> tuple[MemoryRecord, l
         first = _run(bench.source, learner, compute)
     except UserError as error:
         raise Failed(f"it does not run: {error}") from error
-    for check in (_prices, _same_answers, _resumes, _looks_ahead):
+    for check in (_finite, _prices, _same_answers, _resumes, _looks_ahead):
         try:
             said = check(make, bench, first, learner, compute)
         except UserError as error:
@@ -184,10 +185,21 @@ def _checked(make: Callable[[], Learner], bench: Bench) -> tuple[MemoryRecord, l
             wrong.append(said)
     if wrong:
         raise Failed("; ".join(wrong))
-    return first, ["price truth", "queries apart", "determinism and resume", "causality"]
+    return first, ["finite numbers", "price truth", "queries apart", "determinism and resume", "causality"]
 
 
 # --- the checks -------------------------------------------------------------------------------------------------------
+
+
+def _finite(
+    make: Callable[[], Learner], bench: Bench, first: MemoryRecord, learner: Learner, compute: Compute
+) -> str | None:
+    if np.isfinite(first.predictions["confidence"]).all():
+        return None
+    return (
+        "numbers: a confidence is not finite; batches of one class, samples without old classes and rates of 0.05 must "
+        "be bearable"
+    )
 
 
 def _prices(
@@ -339,7 +351,7 @@ def _plain(taught: bool = False, /, **parts: Any) -> GradientLearner:
     """Return the plain learner, or the plain one that distils, with some of its parts replaced."""
     chosen: dict[str, Any] = {
         "backbone": SmallResNet(1, (8, 16)),
-        "head": LinearHead,
+        "head": functools.partial(LinearHead, scale=1.0),  # rows so large that an angle's gradient throws none far
         "part": Everything(),
         "sampler": Uniform(),
         "objective": MSEDistillation(0.1) if taught else CrossEntropy(),

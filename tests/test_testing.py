@@ -52,9 +52,11 @@ def test_every_method_conforms(tiny, stream, method):
 # The plain learner is made of these.
 PLAIN = {
     "sampler": "uniform", "objective": "cross_entropy", "regulariser": "none", "averaging": "none",
-    "calibration": "none", "part": "everything", "head": "linear", "schedule": "constant", "memory": "everything",
+    "calibration": "none", "part": "everything", "schedule": "constant", "memory": "everything",
 }  # fmt: skip
-SHIPPED = [(group, path.stem) for group in (*PLAIN, "teacher") for path in sorted((conf_folder() / group).glob("*"))]
+SHIPPED = [
+    (group, path.stem) for group in (*PLAIN, "head", "teacher") for path in sorted((conf_folder() / group).glob("*"))
+]
 NOT_PLAIN = [(group, name) for group, name in SHIPPED if PLAIN.get(group) != name and name != "last_step"]
 
 
@@ -79,9 +81,7 @@ def test_every_component_that_ships_conforms_in_a_plain_learner(group, name):
 
 def test_the_plain_choices_make_the_plain_learner():
     for name, bench in _benches().items():
-        made = {group: shipped(group, choice) for group, choice in PLAIN.items()}
-        parts = {group: partial(given[0], **given[1]) for group, given in made.items()}
-        learner = _plain(**{group: make if group == "head" else make() for group, make in parts.items()})
+        learner = _plain(**{group: shipped(group, choice)[0]() for group, choice in PLAIN.items()})
         assert _difference(_plain_run(name), _run(bench.source, learner, bench.compute())) is None
 
 
@@ -168,6 +168,18 @@ def test_a_penalty_that_peeks_at_later_labels_is_caught(monkeypatch):
 
     with pytest.raises(Failed, match="revealed later"):
         check_component(Peeks)
+
+
+def test_an_objective_that_divides_by_the_number_of_old_classes_is_caught():
+    class Divides(CrossEntropy):
+        key = ("divides",)
+
+        def __call__(self, network, batch):
+            loss, outputs = super().__call__(network, batch)
+            return loss / (~batch.is_new).sum(), outputs
+
+    with pytest.raises(Failed, match="on the one class stream: numbers: a confidence is not finite"):
+        check_component(Divides)
 
 
 def test_failures_are_said_together():
