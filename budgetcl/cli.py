@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import os
 import re
 import sys
@@ -56,6 +58,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("budgetcl: stopped; a record that was begun is readable and says that it is unfinished", file=sys.stderr)
         return 130
+
+
+def command() -> NoReturn:
+    """Be the command ``budgetcl``: run it and end the process.
+
+    ``price`` is to answer at once, and holds nothing that had to be concluded: it does without collecting garbage and
+    without taking torch down, which together take longer than a method's price.
+    """
+    brief = sys.argv[1:2] == ["price"]
+    if brief:
+        gc.disable()
+    status = main()
+    if brief:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    sys.exit(status)
 
 
 def _complain(text: str) -> None:
@@ -275,4 +295,4 @@ def _list(group: str | None, config_dir: str | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

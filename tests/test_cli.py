@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from budgetcl import cli
 from budgetcl.cli import main
 from budgetcl.configuration import compose, conf_folder
 from budgetcl.dry_run import estimate
@@ -186,6 +187,19 @@ def test_price_of_full_sizes_takes_less_than_five_seconds_and_touches_no_disk(tm
     out = capfd.readouterr().out
     assert all(method in out for method in settings[1].removeprefix("method=").split(","))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "leaves"), [("price", True), ("report", False)])
+def test_only_a_price_leaves_its_process_at_once_and_never_before_it_is_said(monkeypatch, capsys, name, leaves):
+    def left(status):
+        raise InterruptedError(f"{status}, {capsys.readouterr().out}")
+
+    monkeypatch.setattr(sys, "argv", ["budgetcl", name])
+    monkeypatch.setattr(cli, "main", lambda: print(name) or 2)
+    monkeypatch.setattr(cli.gc, "disable", lambda: None)
+    monkeypatch.setattr(cli.os, "_exit", left)
+    with pytest.raises(InterruptedError if leaves else SystemExit, match="2, price" if leaves else "2"):
+        cli.command()
 
 
 # --- components of one's own ------------------------------------------------------------------------------------------
