@@ -229,8 +229,9 @@ def test_what_is_stored_goes_with_a_memory_of_limited_capacity(tiny, method):
 # --- small memories ---------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_cut_to_what_the_memory_holds_and_costs_less(tiny):
-    parts = tiny("uploads", "naive", "learner.batch=40", "reference.batch=40", "budget.updates=3")
+def test_a_short_batch_is_what_the_memory_holds_and_costs_less(tiny):
+    settings = ("learner.batch=40", "reference.batch=40", "budget.updates=3", "short_batches=true")
+    parts = tiny("uploads", "naive", *settings)
     seen = spied(parts)
     fitted(parts, 4)
     sizes = [len(made.batch) for made in seen]
