@@ -1,27 +1,28 @@
 """How fast pictures become batches, against the decoder alone.
 
-    python scripts/bench_images.py [--pictures 128] [--workers 1,2] [--out docs/benchmarks-images.md]
+    python scripts/bench_images.py [--pictures 128] [--workers 1,2] [--processes 6] [--out docs/benchmarks-images.md]
 
 Makes JPEGs of ImageNet's usual size (500 x 375) in a temporary folder, packs them (short side 256), and decodes them
 twice with the same number of threads: through ``ImagePixels`` with batches begun ahead, as a run does; and in a bare
 loop, in which each thread decodes its share and throws the result away. Both call the same decoder with the same random
 numbers. For files the bare loop reads them too; for packed pictures its bytes are in memory already. Both alternate in
-one process; the table has the medians of the ratios of neighbouring rounds with their 95 % intervals, so that other
-work on the machine hardly counts.
+one process, whose ratio is the median of those of neighbouring rounds, so that other work on the machine hardly counts.
+Processes differ by more than rounds do, by where their memory comes to lie: several are asked, and the table has the
+mean of their ratios, and each of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import math
+import multiprocessing
 import os
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,19 +40,17 @@ from budgetcl.streams.prefetch import ahead
 from budgetcl.streams.rows import read
 from budgetcl.streams.transforms import drawn
 
-SIZE, RESIZE, BATCH, DEPTH, ROUNDS = 224, 256, 64, 2, 49
+SIZE, RESIZE, BATCH, DEPTH, ROUNDS = 224, 256, 64, 2, 9
 
 
 @dataclass(frozen=True)
 class Result:
-    """One comparison: pictures per second of ours and of the bare loop, and their ratios (ours / bare), by round."""
+    """One process's comparison: pictures per second of ours and of the bare loop, and their ratios (ours / bare)."""
 
-    name: str
-    workers: int
     ours: float
     bare: float
-    speed: list[float]
-    cpu: list[float]
+    speed: float
+    cpu: float
 
 
 def write_photographs(folder: Path, count: int) -> None:
@@ -106,29 +105,34 @@ def measured(function: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def compare(name: str, pictures: Pictures, count: int, workers: int, train: bool, in_memory: bool) -> Result:
-    """Measure both ways in turn."""
+def compare(folder: Path, packed: bool, count: int, workers: int, train: bool) -> Result:
+    """Measure both ways in turn, in this process."""
+    keep_freed_memory()  # as a run does
+    rows = read(str(folder / "photos.csv"))
+    pictures: Pictures = Packed(folder / "packed", rows.paths) if packed else Files(folder, rows.paths)
     augment = "random_resized_crop" if train else "none"
     pixels = ImagePixels(pictures, SIZE, 3, augment, memory=0, resize=RESIZE, workers=workers)
-    ways = through_pixels(pixels, count, train), bare(pictures, count, workers, train, in_memory)
+    ways = through_pixels(pixels, count, train), bare(pictures, count, workers, train, packed)
     for way in ways:
         way()
     rounds = [[measured(way) for way in (ways if i % 2 else ways[::-1])][:: 1 if i % 2 else -1] for i in range(ROUNDS)]
     return Result(
-        name,
-        workers,
         statistics.median(count / ours[0] for ours, _ in rounds),
         statistics.median(count / alone[0] for _, alone in rounds),
-        [alone[0] / ours[0] for ours, alone in rounds],
-        [alone[1] / ours[1] for ours, alone in rounds],
+        statistics.median(alone[0] / ours[0] for ours, alone in rounds),
+        statistics.median(alone[1] / ours[1] for ours, alone in rounds),
     )
 
 
-def told(ratios: list[float]) -> str:
-    """Return the median and its 95 % interval, from the ranks: each round is below the median by a coin's toss."""
-    low = int(len(ratios) / 2 - 0.98 * math.sqrt(len(ratios))) - 1
-    ratios = sorted(ratios)
-    return f"{statistics.median(ratios):.2f} [{ratios[low]:.2f}, {ratios[-1 - low]:.2f}]"
+def told(name: str, workers: int, results: list[Result]) -> str:
+    """Return a row of the table."""
+    ours, bare = (statistics.mean(getattr(result, key) for result in results) for key in ("ours", "bare"))
+    speed, cpu = ([getattr(result, key) for result in results] for key in ("speed", "cpu"))
+    each = " ".join(f"{value:.2f}" for value in speed)
+    return (
+        f"| {name} | {workers} | {ours:.0f} | {bare:.0f} | {statistics.mean(speed):.2f} | {statistics.mean(cpu):.2f} | "
+        f"{each} |"
+    )
 
 
 def main() -> None:
@@ -136,20 +140,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=128)
     parser.add_argument("--workers", default="1,2")
+    parser.add_argument("--processes", type=int, default=6)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    results, load = [], os.getloadavg()[0]
-    keep_freed_memory()  # as a run does
+    table, load = [], os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_photographs(folder, options.pictures)
-        rows = read(str(folder / "photos.csv"))
-        pack(rows, folder / "packed")
-        files, packed = Files(folder, rows.paths), Packed(folder / "packed", rows.paths)
+        pack(read(str(folder / "photos.csv")), folder / "packed")
         for workers in map(int, options.workers.split(",")):
-            for train, what in ((True, "training"), (False, "evaluation")):
-                results.append(compare(f"JPEG files, {what}", files, options.pictures, workers, train, False))
-                results.append(compare(f"packed, {what}", packed, options.pictures, workers, train, True))
+            cases = [(packed, train) for train in (True, False) for packed in (False, True)]
+            found: list[list[Result]] = [[] for _ in cases]
+            for _ in range(options.processes):
+                for results, (packed, train) in zip(found, cases):
+                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as another:
+                        given = folder, packed, options.pictures, workers, train
+                        results.append(another.submit(compare, *given).result())
+            for results, (packed, train) in zip(found, cases):
+                name = f"{'packed' if packed else 'JPEG files'}, {'training' if train else 'evaluation'}"
+                table.append(told(name, workers, results))
     lines = [
         "# Benchmarks of the pixels",
         "",
@@ -157,15 +166,12 @@ def main() -> None:
         f"{BATCH}, {DEPTH} begun ahead; {os.cpu_count()} cores ({platform.machine()}, shared with other work: load "
         f"average {load:.1f} at the start), Python {platform.python_version()}, Pillow {PIL.__version__}. *Training*: "
         f"random_resized_crop, *evaluation* the middle, the short side resized to {RESIZE}. *Speed* and *CPU* are our "
-        f"pictures per second and per CPU second as a share of the bare decoder's: medians of {ROUNDS} rounds, with "
-        "95 % intervals.",
+        f"pictures per second and per CPU second as a share of the bare decoder's: means over {options.processes} "
+        f"processes, each the median of {ROUNDS} rounds; beside them the speeds of each.",
         "",
-        "| what | threads | pictures/s | bare decoder | speed | CPU |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {r.name} | {r.workers} | {r.ours:.0f} | {r.bare:.0f} | {told(r.speed)} | {told(r.cpu)} |"
-            for r in results
-        ),
+        "| what | threads | pictures/s | bare decoder | speed | CPU | speed in each process |",
+        "|---|---|---|---|---|---|---|",
+        *table,
     ]
     print("\n".join(lines))
     if options.out:
