@@ -9,8 +9,8 @@ are invented: digits come in bursts of one class, as photographs do.
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -39,7 +39,9 @@ def bursts(labels: np.ndarray) -> list[int]:
 
 def main() -> None:
     """Write FOLDER/photos.csv and FOLDER/pictures/."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/digits")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs/digits"))
+    folder = parser.parse_args().folder
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     rng = generator(0, "minutes between uploads")
