@@ -35,8 +35,6 @@ _IDEA = (
 )
 _FIRST = 0.2  # seconds of the processor, for a first look at what is charged
 _TRAINING = ("learner.batch", "learner.batch_norm", "learner.clip", "learner.seed")  # not the learner's idea
-
-
 SHARED = "control=unlimited given again: one run serves all methods"
 
 
