@@ -7,8 +7,9 @@ twice with the same number of threads: through ``ImagePixels`` with batches begu
 loop, in which each thread decodes its share and throws the result away. Both call the same decoder with the same random
 numbers. For files the bare loop reads them too; for packed pictures its bytes are in memory already. Both alternate in
 one process, whose ratio is the median of those of neighbouring rounds, so that other work on the machine hardly counts.
-Processes differ by more than rounds do, by where their memory comes to lie: several are asked, and the table has the
-mean of their ratios, and each of them.
+Where a thread's memory lies decides a tenth of its speed, so each pass has threads of its own, which end with it: glibc
+gives the next ones what they leave, and both ways decode in the same memory. Processes still differ by more than rounds
+do: several are asked, and the table has the mean of their ratios, and each of them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import platform
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -66,13 +68,15 @@ def write_photographs(folder: Path, count: int) -> None:
     (folder / "photos.csv").write_text("\n".join(rows))
 
 
-def through_pixels(pixels: ImagePixels, count: int, train: bool) -> Callable[[], None]:
+def through_pixels(pictures: Pictures, count: int, workers: int, train: bool) -> Callable[[], None]:
     """Return a pass over the pictures as a run makes it: batches begun ahead."""
+    augment = "random_resized_crop" if train else "none"
 
     def run() -> None:
+        pixels = ImagePixels(pictures, SIZE, 3, augment, memory=0, resize=RESIZE, workers=workers)
         batches = (np.arange(i, min(count, i + BATCH)) for i in range(0, count, BATCH))
-        augment = np.random.default_rng(0) if train else None
-        with closing(ahead(batches, lambda rows: pixels.begin(rows, augment), DEPTH)) as results:
+        numbers = np.random.default_rng(0) if train else None
+        with closing(ahead(batches, lambda rows: pixels.begin(rows, numbers), DEPTH)) as results:
             for shown in results:
                 assert not shown.damaged
 
@@ -84,7 +88,6 @@ def bare(pictures: Pictures, count: int, workers: int, train: bool, in_memory: b
     sources = [pictures.source(row) for row in range(count)]
     data = [source.read() for source in sources if not isinstance(source, str)] if in_memory else []
     numbers = drawn(np.random.default_rng(0), count) if train else None
-    executor = ThreadPoolExecutor(workers)
 
     def share(first: int) -> None:
         for row in range(first, count, workers):
@@ -92,17 +95,21 @@ def bare(pictures: Pictures, count: int, workers: int, train: bool, in_memory: b
             decoded(source, str, SIZE, 3, SIZE / RESIZE, None if numbers is None else numbers[row])
 
     def run() -> None:
-        for future in [executor.submit(share, first) for first in range(workers)]:
-            future.result()
+        with ThreadPoolExecutor(workers) as executor:
+            list(executor.map(share, range(workers)))
 
     return run
 
 
 def measured(function: Callable[[], None]) -> tuple[float, float]:
-    """Return the seconds and the CPU seconds of one call."""
+    """Return the seconds and the CPU seconds of one call; the threads that it made have ended then."""
     wall, cpu = time.perf_counter(), time.process_time()
     function()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    taken = time.perf_counter() - wall, time.process_time() - cpu
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join()
+    return taken
 
 
 def compare(folder: Path, packed: bool, count: int, workers: int, train: bool) -> Result:
@@ -110,11 +117,9 @@ def compare(folder: Path, packed: bool, count: int, workers: int, train: bool) -
     keep_freed_memory()  # as a run does
     rows = read(str(folder / "photos.csv"))
     pictures: Pictures = Packed(folder / "packed", rows.paths) if packed else Files(folder, rows.paths)
-    augment = "random_resized_crop" if train else "none"
-    pixels = ImagePixels(pictures, SIZE, 3, augment, memory=0, resize=RESIZE, workers=workers)
-    ways = through_pixels(pixels, count, train), bare(pictures, count, workers, train, packed)
+    ways = through_pixels(pictures, count, workers, train), bare(pictures, count, workers, train, packed)
     for way in ways:
-        way()
+        measured(way)
     rounds = [[measured(way) for way in (ways if i % 2 else ways[::-1])][:: 1 if i % 2 else -1] for i in range(ROUNDS)]
     return Result(
         statistics.median(count / ours[0] for ours, _ in rounds),

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from budgetcl.errors import UserError, at_least, one_of
@@ -134,6 +135,7 @@ class ImagePixels:
         self._kept = torch.empty(0)
         self._known = np.zeros(len(pictures) if self._keep else 0, bool)
         self._workers = Workers(workers)
+        Image.preinit()  # not by the first thread: what is imported in it stays among its memory and slows it by 5 %
 
     def __call__(self, indices: IntArray, augment: np.random.Generator | None = None) -> Tensor:
         """Return the pictures as uint8 (len(indices), channels, size, size), laid out channels last.
