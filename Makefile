@@ -31,6 +31,7 @@ bench: .venv/dev
 	$(BIN)/python scripts/bench_samplers.py
 	$(BIN)/python scripts/bench_metrics.py
 	$(BIN)/python scripts/bench_table.py
+	$(BIN)/python scripts/bench_run.py
 	$(BIN)/python scripts/bench_images.py
 	$(BIN)/python scripts/bench_demo.py
 
