@@ -67,6 +67,7 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool, alone: boo
         if several and cfg.control == UNLIMITED and cfg.method.name != "naive":  # a sweep asks once for each method
             raise DoesNotApply(SHARED)
         if not again:
+            _refuse_changed(planned.asked, before)
             return _already(before, narrator, ranks.rank > 0)
     cfg, parts, budget = prepared(planned.asked, overrides)
     config = plain(cfg)
@@ -172,6 +173,18 @@ def _room(place: Path) -> Iterator[None]:
             f"{os.strerror(error.errno)}: '{error.filename or place}' could not be written: free some space, or set "
             "output to a larger disk; the record is unfinished, and the same command makes it anew"
         ) from error
+
+
+def _refuse_changed(cfg: DictConfig, before: Results) -> None:
+    """Refuse to take an earlier run for this one where the stream's files have changed since."""
+    if "path" not in cfg.stream:
+        return
+    then, now = before.info["fingerprint"], build(cfg.stream).stream.fingerprint()
+    if now != then:
+        raise UserError(
+            f"stream.path={cfg.stream.path} has changed since this run was made (the stream's fingerprint was {then} "
+            f"and is {now}): rerun=true makes it anew in its place, another name= keeps both; record: {before.folder}"
+        )
 
 
 def _already(results: Results, narrator: _Narrator, silent: bool) -> tuple[Results, bool]:

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import submitit
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from joblib.externals.loky import get_reusable_executor
+from PIL import Image
 
 from budgetcl.cli import main
 from budgetcl.configuration import conf_folder
@@ -82,6 +84,26 @@ def test_a_single_run_that_is_finished_says_its_numbers_and_its_place(tmp_path, 
     assert lines[1] == f"record: {finished.folder}"
     assert "rerun=true" in lines[-1]
     assert stamps(finished) == before
+
+
+def test_a_run_whose_table_has_changed_since_is_not_taken_for_done(tmp_path, capfd):
+    table = tmp_path / "photos.csv"
+    table.write_text("path,label\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(40)))
+    for i in range(60):
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    command = ["run", "stream=table", f"stream.path={table}", "stream.steps=2", "method=last_label", "stream.order=data"]
+    command += ["device=cpu", f"output={tmp_path / 'out'}"]
+    assert main(command) == main(command) == 0
+    assert "already done" in capfd.readouterr().out
+    with table.open("a") as file:
+        file.writelines(f"{i}.png,c\n" for i in range(40, 60))
+    assert main(command) == 2
+    complaint = capfd.readouterr().err
+    assert "photos.csv has changed since this run was made" in complaint
+    assert "rerun=true" in complaint
+    assert main([*command, "rerun=true"]) == main(command) == 0
+    (run,) = find([tmp_path / "out"])
+    assert run.info["classes"] == 3
 
 
 def test_the_identity_counts_not_how_it_was_asked_for(tmp_path, finished, capfd):

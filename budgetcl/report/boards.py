@@ -11,6 +11,7 @@ from typing import Any
 from budgetcl.report.runs import Run
 
 UNCHARGED, SAME_UPDATES, UNLIMITED = CONTROLS = ("uncharged", "same_updates", "unlimited")
+_UNSEEN = ("stream.augment", "stream.damaged")  # how pictures are shown to learn from: in no fingerprint
 _ORDER = ("baseline", "sampling", "distillation", "partial")  # other groups come behind these, "blind" last
 
 
@@ -87,7 +88,7 @@ def boards(runs: Iterable[Run]) -> list[Board]:
     keys = []
     for run in runs:
         key = conditions(run)
-        own = {name: value for name, value in key.items() if name.startswith("stream.")}
+        own = {name: value for name, value in key.items() if name.startswith("stream.") and name not in _UNSEEN}
         others = {name: value for name, value in key.items() if name not in own}
         keys.append({**others, **known.setdefault(run.fingerprint, own)})
     parts: dict[str, list[int]] = {}

@@ -46,6 +46,8 @@ def test_methods_and_seeds_of_one_stream_share_a_board_with_naive_first_and_blin
         ({"precision": "bf16"}, "precision=bf16"),
         ({"fingerprint": "other", "settings": {"stream.order": "data"}}, "stream.order=data"),
         ({"settings": {"reference.batch": 9}}, "reference.batch=9"),
+        ({"settings": {"stream.augment": "crop"}}, "stream.augment=crop"),  # equal fingerprints do not tell
+        ({"settings": {"stream.damaged": "replace"}}, "stream.damaged=replace"),
     ],
 )
 def test_what_may_not_be_compared_is_separated_and_titled_by_what_differs(changed, said):
