@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import io
 import os
 import re
 import sys
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"{error.strerror or error}: {error.filename or 'disk'}")
         return 2
     except KeyboardInterrupt:
-        print("budgetcl: stopped; a record that was begun is readable and says that it is unfinished", file=sys.stderr)
+        record = "; a record that was begun is readable and says that it is unfinished"
+        print(f"budgetcl: stopped{record if given[:1] in (['run'], ['tune']) else ''}", file=sys.stderr)
         return 130
 
 
@@ -66,6 +68,9 @@ def command() -> NoReturn:
     ``price`` is to answer at once, and holds nothing that had to be concluded: it does without collecting garbage and
     without taking torch down, which together take longer than a method's price.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a label that a terminal cannot show stops nothing
     brief = sys.argv[1:2] == ["price"]
     if brief:
         gc.disable()

@@ -91,7 +91,14 @@ def test_a_run_whose_table_has_changed_since_is_not_taken_for_done(tmp_path, cap
     table.write_text("path,label\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(40)))
     for i in range(60):
         Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
-    command = ["run", "stream=table", f"stream.path={table}", "stream.steps=2", "method=last_label", "stream.order=data"]
+    command = [
+        "run",
+        "stream=table",
+        f"stream.path={table}",
+        "stream.steps=2",
+        "method=last_label",
+        "stream.order=data",
+    ]
     command += ["device=cpu", f"output={tmp_path / 'out'}"]
     assert main(command) == main(command) == 0
     assert "already done" in capfd.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise UserError(f"{path} is not a readable .safetensors file ({error})") from error
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        first = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()[0]  # torch prints some words bold
         raise UserError(
             f"{path} is damaged, or holds more than tensors, which is not run ({first}): save its state dict alone"
         ) from error

@@ -1,10 +1,12 @@
+import io
 import os
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from budgetcl.cli import main
+from budgetcl.cli import command, main
 from budgetcl.data.files import examine
 from budgetcl.streams.images import Files
 
@@ -230,3 +232,27 @@ def test_names_that_are_no_text_can_be_printed(tmp_path, capsys):
     assert status == 1
     assert "\\xff.png is no readable picture" in out
     assert "nothing is predicted ahead in this order" in out
+
+
+def test_labels_that_the_terminal_cannot_show_stop_nothing(photos, monkeypatch):
+    _, write = photos
+    path = write(lambda lines: [line.replace(",a,", ",猫,") for line in lines])
+    monkeypatch.setattr("sys.argv", ["budgetcl", "data", "check", path, "--no-files"])
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    with pytest.raises(SystemExit) as left:
+        command()
+    assert left.value.code == 0
+    sys.stdout.seek(0)
+    assert "\\u732b" in sys.stdout.read()
+
+
+def test_a_check_that_is_stopped_speaks_of_no_record(photos, monkeypatch, capsys):
+    _, write = photos
+
+    def stopped(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("budgetcl.data.check.examine", stopped)
+    status, _, complaint = check(capsys, write())
+    assert status == 130
+    assert complaint.strip() == "budgetcl: stopped"
