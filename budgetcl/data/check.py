@@ -90,7 +90,7 @@ def _histogram(rows: Rows, counts: np.ndarray) -> list[str]:
     """Say how large classes are: the largest and the smallest by name, all of them by how many are of which size."""
     order = np.argsort(-counts, kind="stable")
     shown = [*order[:_SHOWN], *order[max(_SHOWN, len(order) - _SHOWN) :]]
-    listed = [f"{rows.names[label]} {counts[label]:,}" for label in shown]
+    listed = [f"{_plain(rows.names[label])} {counts[label]:,}" for label in shown]
     if len(order) > 2 * _SHOWN:
         listed.insert(_SHOWN, "...")
     said = f"rows a class: {counts.min():,} to {counts.max():,}, median {np.median(counts):,.0f}: {', '.join(listed)}"
