@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def main(options: argparse.Namespace) -> int:
     except UserError as error:
         problems.append(str(error))
     else:
-        _stream(stream, whole=not repeated)
+        _stream(stream, whole=not repeated, said=rows.notes)
         ordered = rows.order is not None or not Path(options.path).is_dir()
         given = options.order == "given" or (options.order is None and ordered)
         _labels(_as_given(rows) if given and not stream.shifts else stream)
@@ -160,12 +160,13 @@ def _leaks(rows: Rows, places: np.ndarray) -> bool:
     return rows.split is not None and len(set(np.isin(rows.split[places], _LEARNED).tolist())) == 2
 
 
-def _stream(stream: Stream, whole: bool) -> None:
-    """Say what a run would make of it with the settings as they are."""
+def _stream(stream: Stream, whole: bool, said: Sequence[str]) -> None:
+    """Say what a run would make of it with the settings as they are, and notes beside those ``said``."""
     n, once = stream.samples, "" if whole else " (were each picture named once)"
     print(f"stream{once}: {n:,} samples in {len(stream):,} steps; held out: {_listed(stream.heldout) or 'nothing'}")
     for note in stream.notes:
-        print(f"note: {_plain(note)}")
+        if note not in said:
+            print(f"note: {_plain(note)}")
 
 
 def _as_given(rows: Rows) -> Stream:

@@ -234,6 +234,21 @@ def test_names_that_are_no_text_can_be_printed(tmp_path, capsys):
     assert "nothing is predicted ahead in this order" in out
 
 
+def test_a_note_is_said_once(tmp_path, capsys):
+    for name in ("a", "b", "empty"):
+        (tmp_path / name).mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / "ab"[i % 2] / f"{i}.png")
+    _, out, _ = check(capsys, str(tmp_path))
+    assert out.count("the folder of the class 'empty' holds no picture") == 1
+
+
+def test_a_label_with_a_line_break_stays_on_its_line(photos, capsys):
+    _, write = photos
+    path = write(lambda lines: [line.replace(",a,", ',"a\na",') for line in lines])
+    assert "a a 20" in check(capsys, path)[1]
+
+
 def test_labels_that_the_terminal_cannot_show_stop_nothing(photos, monkeypatch):
     _, write = photos
     path = write(lambda lines: [line.replace(",a,", ",猫,") for line in lines])
