@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from budgetcl.data.prepared import NOTES
 from budgetcl.errors import UserError, at_least, one_of
 from budgetcl.streams.decoding import QUALITY, Damaged, shrunk
 from budgetcl.streams.images import Pictures
@@ -209,6 +210,9 @@ def _write_table(rows: Rows, whole: NDArray[np.int64], path: Path) -> None:
         writer = writer or pq.ParquetWriter(path, part.schema)
         writer.write_table(part)
     assert writer is not None
+    # Those of a folder are no maker's: they are of files that were left out, which are not here.
+    if rows.notes and not Path(rows.given).is_dir():
+        writer.add_key_value_metadata({NOTES: json.dumps(rows.notes)})
     writer.close()
 
 

@@ -1,15 +1,19 @@
 import io
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from budgetcl.cli import main
 from budgetcl.data.pack import pack
+from budgetcl.data.prepared import NOTES
 from budgetcl.errors import UserError
 from budgetcl.streams.decoding import Damaged, shrunk
 from budgetcl.streams.images import Files, ImagePixels
@@ -77,6 +81,27 @@ def test_the_number_of_files_and_of_threads_changes_no_picture(folder, packed, t
     one, three = (Packed(path, rows.paths) for path in (tmp_path / "one", packed))
     assert all(one.source(row).read() == three.source(row).read() for row in range(40))
     assert pack(rows, tmp_path / "other", short_side=47)["digest"] != headers[0]["digest"]
+
+
+def test_the_notes_of_a_tables_maker_are_kept_and_what_was_left_out_of_a_folder_is_not_said(folder, tmp_path):
+    notes = ("order: by the date of upload", "never compare it with the other one, of Zürich")
+    with pq.ParquetWriter(
+        tmp_path / "photos.parquet", pa.schema({"path": pa.string(), "label": pa.string()})
+    ) as writer:
+        writer.write_table(pa.table({"path": [f"{i}.jpg" for i in range(4)], "label": list("abab")}))
+        writer.add_key_value_metadata({NOTES: json.dumps(notes)})
+    pack(read(str(tmp_path / "photos.parquet"), str(folder)), tmp_path / "once")
+    pack(read(str(tmp_path / "once")), tmp_path / "twice")
+    for out in (tmp_path / "once", tmp_path / "twice"):
+        assert read(str(out)).notes == notes
+        assert table(str(out), size=24).stream.notes.count(notes[1]) == 1
+        assert altered(out) == []
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "a" / "readme.txt").write_text("")
+    shutil.copy(folder / "0.jpg", tmp_path / "in" / "a")
+    assert "left out" in read(str(tmp_path / "in")).notes[0]
+    pack(read(str(tmp_path / "in")), tmp_path / "pictures")
+    assert read(str(tmp_path / "pictures")).notes == ()
 
 
 def test_the_fingerprint_follows_the_pictures_and_their_order(packed):
