@@ -6,8 +6,8 @@ import hashlib
 import json
 import mmap
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -130,20 +130,22 @@ def kept(folder: Path | None, make: Callable[[Columns], Mapping[str, Any]]) -> t
         make: fills the columns and returns the facts, which JSON must be able to hold.
 
     Raises:
-        UserError: the folder cannot be written; and what ``make`` raises, after which nothing is kept.
+        UserError: the folder cannot be written, or read; and what ``make`` raises, after which nothing is kept.
     """
     if folder is None:
         columns = Columns()
         return columns, make(columns)
-    if not (folder / "facts.json").exists():
+    facts = _facts(folder)
+    if facts is None:
         try:
             _make(folder, make)
         except OSError as error:
             raise UserError(
                 f"'{folder}' cannot be written ({error.strerror or error}); the columns of a large table are kept "
-                "there: set stream.cache to a folder that can"
+                "there: set stream.cache to a folder that can (data check: --cache)"
             ) from error
-    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        facts = _facts(folder)
+        assert facts is not None
     return Columns(folder, facts["types"]), facts["facts"]
 
 
@@ -154,9 +156,23 @@ def forget_others(folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
+def _facts(folder: Path) -> dict[str, Any] | None:
+    """Return what was written when the columns were complete, or None where they are not yet."""
+    try:
+        return json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError as error:
+        raise UserError(
+            f"'{folder}' cannot be read ({error.strerror or error}); another user keeps the table's columns there: set "
+            "stream.cache=FOLDER to one of your own (data check: --cache), or have it made readable (chmod -R a+rX)"
+        ) from error
+
+
 def _make(folder: Path, make: Callable[[Columns], Mapping[str, Any]]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(".partial", f"{folder.name}.", folder.parent))
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(8)}.partial")
+    partial.mkdir()  # not by tempfile, whose folders only their maker can read
     columns = Columns(partial)
     try:
         facts = make(columns)

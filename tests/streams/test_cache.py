@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +74,26 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_key_that_mends_it(t
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written .* set stream\.cache") as error:
         kept(tmp_path / "file" / "kept", filled)
+    assert "\n" not in str(error.value)
+
+
+def test_others_can_read_what_is_kept_as_far_as_the_umask_lets_them(tmp_path):
+    before = os.umask(0o027)
+    try:
+        kept(tmp_path / "kept", filled)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o750
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "kept").iterdir()} == {0o640}
+
+
+def test_what_another_user_keeps_to_himself_is_refused_with_the_key_that_mends_it(tmp_path, monkeypatch):
+    def refused(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refused)  # modes mean nothing to root
+    with pytest.raises(UserError, match=r"cannot be read \(Perm.* stream\.cache=FOLDER .*--cache") as error:
+        kept(tmp_path / "kept", filled)
     assert "\n" not in str(error.value)
 
 
