@@ -131,7 +131,7 @@ def cut(options: argparse.Namespace) -> tuple[dict[str, Rows], dict[str, Any], d
     split[drawn] = "test"
     rest = np.flatnonzero(split == "train")
     split[rest[: round(options.prefix * len(rest))]] = "prefix"
-    frame["path"] = [options.rule.format(*name, id=name) for name in frame["id"]]
+    frame["path"] = [placed(options.rule, name) for name in frame["id"]]
     parts: dict[str, Rows] = {
         name: [pa.RecordBatch.from_pandas(frame.loc[split == name, ["path", "label", "time"]], preserve_index=False)]
         for name in ("prefix", "train", "test")
@@ -139,6 +139,17 @@ def cut(options: argparse.Namespace) -> tuple[dict[str, Rows], dict[str, Any], d
     names = ("least", "count", "test", "prefix", "seed", "rule", "column", "element", "missing")
     settings = {name: getattr(options, name) for name in names}
     return parts, settings, {"pictures": sizes}
+
+
+def placed(rule: str, name: str) -> str:
+    """Return a picture's path."""
+    try:
+        return rule.format(*name, id=name)
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"rule={rule!r} given, which makes no path of {name!r}; {{id}} and {{0}} to {{{len(name) - 1}}}, its "
+            f"characters, are what there is (default: {RULE!r})"
+        ) from error
 
 
 def clean(folder: Path) -> pd.DataFrame:
@@ -217,6 +228,8 @@ def csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         return pd.read_csv(path, usecols=list(columns), dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder; a CSV file of {', '.join(columns)} is expected") from error
     except ValueError as error:
         raise UserError(
             f"{path}: the columns {', '.join(columns)} are expected ({' '.join(str(error).split())})"

@@ -88,7 +88,12 @@ class Prepared:
             raise UserError(f"output={str(path)!r} given; the name of a .parquet file is expected")
         if not root.is_dir():
             raise UserError(f"root={str(root)!r} given; the folder of the pictures is expected, and there is none")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"output={str(path)!r} given; its folder cannot be made ({error.strerror or error}): name another"
+            ) from error
         self.counts: dict[str, Counter[Any]] = {}
         self.dropped = 0
         self.train_sum = 0
@@ -297,12 +302,17 @@ def conclude(said: Mapping[str, Any], checks: Sequence[Check], output: Path, roo
 def script(
     main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
 ) -> int:
-    """Run a script: what the user can mend is said in one line, with exit status 2."""
+    """Run a script: what the user can mend is said in one line, with exit status 2; 1 is of numbers that differ."""
     try:
         return main(parser.parse_args(arguments))
     except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+        said = str(error)
+    except OSError as error:
+        said = (
+            f"{error.filename2 or error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+        )
+    print(f"{parser.prog}: {said}", file=sys.stderr)
+    return 2
 
 
 def _hashed(paths: pyarrow.Array) -> np.ndarray:

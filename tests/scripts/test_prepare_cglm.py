@@ -241,3 +241,30 @@ def test_what_is_given_must_go_together(landmarks, prepare):
     assert "has no list of the partition 'train'" in prepare("--ordering", "exif", "--lists", root).stderr
     wrong = ("--gldv2", root, "--dates", root / "dates.csv", "--test", 1.5)
     assert "test=1.5 given" in prepare("--ordering", "upload", *wrong).stderr
+
+
+@pytest.mark.parametrize("rule", ["{foo}.jpg", "{99}.jpg", "{id", "{id:d}", "{id.x}", "{id[x]}"])
+def test_a_rule_that_makes_no_path_is_refused_with_the_fields_that_there_are(landmarks, prepare, tmp_path, rule):
+    given = ("--ordering", "upload", "--gldv2", landmarks[0], "--dates", landmarks[0] / "dates.csv", *SMALL)
+    done = prepare(*given, "--rule", rule, "--output", tmp_path / "cglm.parquet")
+    assert done.returncode == 2
+    assert f"rule={rule!r} given" in done.stderr
+    assert "{id} and {0} to {15}" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_the_disk_refuses_is_said_in_one_line_and_is_no_difference(landmarks, prepare, tmp_path):
+    root = landmarks[0]
+    given = ("--ordering", "upload", "--gldv2", root, *SMALL)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.parquet").mkdir()
+    dates = ("--dates", root / "dates.csv")
+    for more, told in {
+        ("--dates", root / "metadata"): "metadata is a folder; a CSV file of id, upload_date is expected",
+        (*dates, "--output", tmp_path / "file" / "x" / "cglm.parquet"): "its folder cannot be made (Not a directory)",
+        (*dates, "--output", tmp_path / "folder.parquet"): "folder.parquet: Is a directory",
+    }.items():
+        done = prepare(*given, *more)
+        assert done.returncode == 2, more
+        assert told in done.stderr
+        assert done.stderr.count("\n") == 1
