@@ -63,7 +63,10 @@ def main(options: argparse.Namespace) -> int:
         for split, rows in parts.items():
             table.add(split, rows)
         checks = checks_of(table) if options.expect == "published" else []
-        said = table.finish("prepare_cglm.py", ORDERINGS[options.ordering], settings, checks, [WARNING], read=read)
+        notes = [WARNING, *([read["unreadable"]] if "unreadable" in read else [])]
+        said = table.finish("prepare_cglm.py", ORDERINGS[options.ordering], settings, checks, notes, read=read)
+    if "pictures" in read:
+        print(", ".join(f"{count:,} {what}" for what, count in read["pictures"].items()))
     return conclude(said, checks, output, pictures)
 
 
@@ -115,7 +118,8 @@ def cut(options: argparse.Namespace) -> tuple[dict[str, Rows], dict[str, Any], d
     sizes = {"listed": len(frame)}
     if options.count == "all":
         frame = frequent(frame, options.least)
-    frame["time"] = dates(frame["id"], options)
+    frame["time"], unreadable = dates(frame["id"], options)
+    odd = f"{len(unreadable):,} dates could not be read, the first: {unreadable[0]!r}" if unreadable else ""
     frame = frame[frame["time"].notna()]
     sizes["dated"] = len(frame)
     if options.count == "dated":
@@ -123,7 +127,8 @@ def cut(options: argparse.Namespace) -> tuple[dict[str, Rows], dict[str, Any], d
     sizes["kept"] = len(frame)
     if not len(frame):
         raise UserError(
-            f"no class keeps least={options.least} pictures with a date, of {sizes['listed']} in the clean list"
+            f"no class keeps least={options.least} pictures with a date, of {sizes['listed']:,} in the clean list, of "
+            f"which {sizes['dated']:,} have one{odd and f'; {odd}, where ISO 8601, EXIF or seconds are expected'}"
         )
     frame = frame.sort_values(["time", "id"], ignore_index=True)
     drawn = generator(options.seed, "test of CGLM").permutation(len(frame))[: round(options.test * len(frame))]
@@ -138,7 +143,7 @@ def cut(options: argparse.Namespace) -> tuple[dict[str, Rows], dict[str, Any], d
     }
     names = ("least", "count", "test", "prefix", "seed", "rule", "column", "element", "missing")
     settings = {name: getattr(options, name) for name in names}
-    return parts, settings, {"pictures": sizes}
+    return parts, settings, {"pictures": sizes, **({"unreadable": f"{odd}; left out as undated"} if odd else {})}
 
 
 def placed(rule: str, name: str) -> str:
@@ -191,8 +196,8 @@ def frequent(frame: pd.DataFrame, least: int) -> pd.DataFrame:
     return frame[frame.groupby("label")["id"].transform("size") >= least].copy()
 
 
-def dates(ids: pd.Series, options: argparse.Namespace) -> np.ndarray:
-    """Return (n,) seconds, nan where there is no date that can be read."""
+def dates(ids: pd.Series, options: argparse.Namespace) -> tuple[np.ndarray, list[str]]:
+    """Return (n,) seconds, nan where there is no date that can be read, and the dates that cannot."""
     if (options.dates is None) == (options.metadata is None):
         raise UserError("give either dates (a CSV file of id and date) or metadata (a folder of XML answers)")
     if options.dates is not None:
@@ -204,10 +209,10 @@ def dates(ids: pd.Series, options: argparse.Namespace) -> np.ndarray:
             raise UserError(f"metadata={str(options.metadata)!r} given; a folder of <id>.txt or <id>.xml is expected")
         texts = pd.Series([written(options.metadata, name, options) for name in ids])
     # The first text decides between numbers and dates: it must be one that can be read.
-    there = texts.notna().to_numpy() & (texts != "").to_numpy()
+    there = np.array([isinstance(text, str) and text.strip() != "" for text in texts], bool)
     seconds = np.full(len(texts), np.nan)
     seconds[there] = parsed(pa.array(texts[there].tolist(), pa.string()))
-    return seconds
+    return seconds, texts[there & np.isnan(seconds)].tolist()
 
 
 def written(folder: Path, name: str, options: argparse.Namespace) -> str | None:

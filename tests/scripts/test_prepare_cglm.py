@@ -268,3 +268,22 @@ def test_what_the_disk_refuses_is_said_in_one_line_and_is_no_difference(landmark
         assert done.returncode == 2, more
         assert told in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_dates_that_cannot_be_read_are_counted_and_shown(landmarks, prepare, tmp_path):
+    root, everything, dates = landmarks
+    lines = [f"{name},{upload:%Y-%m-%dT%H:%M:%SZ}" for name, (upload, _) in dates.items()]
+    lines[20:22] = [f"{everything[20][0]},31/05/2010", f"{everything[21][0]},soon"]
+    lines[0] = f"{everything[0][0]}, "  # which is none
+    (tmp_path / "dates.csv").write_text("\n".join(["id,upload_date", *lines]))
+    out = tmp_path / "cglm.parquet"
+    given = ("--ordering", "upload", "--gldv2", root, "--dates", tmp_path / "dates.csv", "--output", out)
+    done = prepare(*given, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "34 listed, 31 dated, 19 kept\n" in done.stdout
+    assert "note: 2 dates could not be read, the first: '31/05/2010'; left out as undated" in done.stdout
+    done = prepare(*given)
+    assert done.returncode == 2
+    assert "of 34 in the clean list, of which 31 have one; 2 dates could not be read, the first: '31/05" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "could not be read" not in prepare(*given[:5], root / "dates.csv", *given[6:], *SMALL).stdout
