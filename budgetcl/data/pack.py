@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from budgetcl.data.prepared import NOTES
 from budgetcl.errors import UserError, at_least, one_of
+from budgetcl.records.claim import Busy, claimed
 from budgetcl.streams.decoding import QUALITY, Damaged, shrunk
 from budgetcl.streams.images import Pictures
 from budgetcl.streams.packed import FORMAT, HEADER, OFFSETS, TABLE, pictures_of, sha256_of
@@ -85,7 +86,7 @@ def pack(
         What ``pack.json`` says.
 
     Raises:
-        UserError: bad input; damaged pictures; a folder that cannot be written.
+        UserError: bad input; damaged pictures; a folder that cannot be written, or that another process is at.
     """
     count = len(rows.paths)
     at_least(8, **{"--short-side": short_side})
@@ -96,45 +97,61 @@ def pack(
         at_least(1, **{"--files": files})
         if files > count:
             raise UserError(f"--files={files} given; at most {count} are expected, the pictures of the table")
-    if out.exists():
-        raise UserError(f"--out={out} given; a folder that does not exist yet is expected: remove it, or name another")
-    refuse_repeated(rows)
-    pictures = pictures_of(rows.root, rows.paths, np.arange(count))
-    cuts = np.linspace(0, count, (files or -(-count // PER_FILE)) + 1).astype(np.int64)
-    plan = {"format": FORMAT, "short_side": short_side, "quality": QUALITY, "pictures": pictures.digest()}
-    partial = out.with_name(out.name + ".partial")
-    _take_up(partial, {**plan, "cuts": cuts.tolist()})
-    workers, parts = Workers(jobs), []
-    with _bar(count) as done:
-        for number, (low, high) in enumerate(zip(cuts[:-1].tolist(), cuts[1:].tolist())):
-            parts.append(_part(partial, number, pictures, range(low, high), short_side, workers, done))
-            if parts[-1]["damaged"] and damaged == "stop":
-                raise UserError(
-                    f"{parts[-1]['damaged']} of {high - low:,} pictures cannot be read, the first: "
-                    f"{parts[-1]['first']}; --damaged drop goes on without their rows"
-                )
-    table = np.concatenate([np.load(partial / part["table"]) for part in parts])
-    whole = np.flatnonzero(table["bytes"])
-    if not len(whole):
-        raise UserError(f"{rows.given}: none of the {count} pictures can be read")
-    np.save(partial / OFFSETS, np.concatenate([[0], np.cumsum(table["bytes"][whole])]))
-    _write_table(rows, whole, partial / TABLE)
-    header = {
-        **plan,
-        "pictures": len(whole),
-        "of": rows.name,
-        "dropped": [_printable(rows.paths[int(row)]) for row in np.flatnonzero(table["bytes"] == 0)],
-        "files": [{name: part[name] for name in ("name", "bytes", "sha256")} for part in parts],
-        "offsets": {"name": OFFSETS, "sha256": sha256_of(partial / OFFSETS)},
-        "table": {"name": TABLE, "sha256": sha256_of(partial / TABLE)},
-        # Of the pictures, not of the files: it does not change with their number.
-        "digest": hashlib.sha256(table["digest"][whole].tobytes()).hexdigest(),
-    }
-    _write(partial / HEADER, header)
-    for left in (*partial.glob("part-*"), partial / PLAN):
-        left.unlink()
-    os.replace(partial, out)
+    with _alone(out):
+        refuse_repeated(rows)
+        pictures = pictures_of(rows.root, rows.paths, np.arange(count))
+        cuts = np.linspace(0, count, (files or -(-count // PER_FILE)) + 1).astype(np.int64)
+        plan = {"format": FORMAT, "short_side": short_side, "quality": QUALITY, "pictures": pictures.digest()}
+        partial = out.with_name(out.name + ".partial")
+        _take_up(partial, {**plan, "cuts": cuts.tolist()})
+        workers, parts = Workers(jobs), []
+        with _bar(count) as done:
+            for number, (low, high) in enumerate(zip(cuts[:-1].tolist(), cuts[1:].tolist())):
+                parts.append(_part(partial, number, pictures, range(low, high), short_side, workers, done))
+                if parts[-1]["damaged"] and damaged == "stop":
+                    raise UserError(
+                        f"{parts[-1]['damaged']} of {high - low:,} pictures cannot be read, the first: "
+                        f"{parts[-1]['first']}; --damaged drop goes on without their rows"
+                    )
+        table = np.concatenate([np.load(partial / part["table"]) for part in parts])
+        whole = np.flatnonzero(table["bytes"])
+        if not len(whole):
+            raise UserError(f"{rows.given}: none of the {count} pictures can be read")
+        np.save(partial / OFFSETS, np.concatenate([[0], np.cumsum(table["bytes"][whole])]))
+        _write_table(rows, whole, partial / TABLE)
+        header = {
+            **plan,
+            "pictures": len(whole),
+            "of": rows.name,
+            "dropped": [_printable(rows.paths[int(row)]) for row in np.flatnonzero(table["bytes"] == 0)],
+            "files": [{name: part[name] for name in ("name", "bytes", "sha256")} for part in parts],
+            "offsets": {"name": OFFSETS, "sha256": sha256_of(partial / OFFSETS)},
+            "table": {"name": TABLE, "sha256": sha256_of(partial / TABLE)},
+            # Of the pictures, not of the files: it does not change with their number.
+            "digest": hashlib.sha256(table["digest"][whole].tobytes()).hexdigest(),
+        }
+        _write(partial / HEADER, header)
+        for left in (*partial.glob("part-*"), partial / PLAN):
+            left.unlink()
+        os.replace(partial, out)
     return header
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Let no other process write the same folder meanwhile; refuse one that is there."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(claimed(out.parent / f".{out.name}.lock"))
+        except Busy as error:
+            raise Busy(f"--out={out} given: {error}") from None
+        except UserError as error:
+            raise UserError(f"--out={out} given; {out.parent} cannot be written: name another folder") from error
+        if out.exists():
+            raise UserError(
+                f"--out={out} given; a folder that does not exist yet is expected: remove it, or name another"
+            )
+        yield
 
 
 def _take_up(partial: Path, plan: dict[str, Any]) -> None:

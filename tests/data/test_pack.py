@@ -164,6 +164,27 @@ def test_a_stopped_pack_goes_on_from_the_last_whole_file(folder, tmp_path, monke
     assert len(os.listdir(tmp_path / "packed")) == 4 + 3
 
 
+def test_a_second_pack_into_the_same_folder_is_refused_and_touches_nothing(folder, tmp_path, monkeypatch):
+    rows, refused = read(str(folder / "photos.csv")), []
+
+    def meanwhile(source, name, short_side):
+        if not refused:
+            with pytest.raises(UserError, match=r"packed given: process \d+ on .* is at it .*: wait for it") as error:
+                pack(rows, tmp_path / "packed", short_side=32)
+            refused.append(str(error.value))
+        return shrunk(source, name, short_side)
+
+    monkeypatch.setattr("budgetcl.data.pack.shrunk", meanwhile)
+    pack(rows, tmp_path / "packed", short_side=48, jobs=1)
+    assert len(refused) == 1
+    assert "\n" not in refused[0]
+    assert altered(tmp_path / "packed") == []
+    assert os.listdir(tmp_path) == ["packed"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out=.* given; .*file cannot be written: name another folder"):
+        pack(rows, tmp_path / "file" / "packed")
+
+
 def test_what_was_begun_by_another_plan_is_begun_again(folder, tmp_path, monkeypatch):
     rows = read(str(folder / "photos.csv"))
     (tmp_path / "packed.partial").mkdir()
