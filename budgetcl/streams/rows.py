@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SPLITS = {name: name for name in SETS if name != RETENTION} | {
     "train": "stream", "val": "validation", "preval": "prevalidation",
 }  # fmt: skip
+# What other tools call such folders: not read as a split, and seldom meant as classes.
+_UNUSUAL = ("valid", "dev", "eval", "training", "testing")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp")
 _PART = 1 << 16  # rows read at a time
 _BLOCK = 1 << 22  # bytes of a CSV file read at a time
@@ -453,6 +455,8 @@ def _folder(path: str) -> Rows:
     root = Path(path)
     top = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     split = bool(top) and all(name in SPLITS for name in top)
+    if not split:
+        _refuse_half_split(root, top)
     found: list[str] = []
     labels: list[str] = []
     sets: list[int] = []
@@ -497,6 +501,28 @@ def _folder(path: str) -> Rows:
         order=None,
         notes=tuple(notes),
     )
+
+
+def _refuse_half_split(root: Path, top: list[str]) -> None:
+    """Refuse folders of folders that are named as a split's, but not all as is expected: they would become classes.
+
+    A folder with pictures directly in it is a class, whatever its name.
+    """
+    meant = [
+        name
+        for name in top
+        if name.lower() in (*SPLITS, *_UNUSUAL)
+        and any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(root / name))
+        and not _inside(root, name, deep=False)[0]
+    ]
+    if meant:
+        odd = [name for name in top if name not in SPLITS]
+        more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
+        raise UserError(
+            f"{root} has the folders {meant}, which hold folders as those of a split do, and {odd[:5]}{more}, which are no names "
+            f"of a split; rename or move these so that all are among {', '.join(SPLITS)}, or rename those that are "
+            "classes"
+        )
 
 
 def _inside(

@@ -184,6 +184,29 @@ def test_folders_that_cannot_be_read_as_classes_are_refused_in_one_line(tmp_path
         read(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("folders", "odd"),
+    [
+        (("train", "valid", "test"), r"\['valid'\]"),
+        (("Training", "Testing"), r"\['Testing', 'Training'\]"),
+        (("train", "test", "__MACOSX"), r"\['__MACOSX'\]"),
+    ],
+)
+def test_folders_that_are_half_a_split_are_refused_and_not_read_as_classes(tmp_path, folders, odd):
+    for name in folders:
+        for label in ("cat", "dog"):
+            picture(tmp_path / name / label / f"{name}.png")
+    with pytest.raises(UserError, match=rf"{odd}, which are no names of a split; rename or move") as e:
+        read(str(tmp_path))
+    assert "\n" not in str(e.value)
+
+
+def test_a_class_may_be_called_as_a_set_is(tmp_path):
+    for name in ("train/1.png", "train/deep/2.png", "bus/1.png"):
+        picture(tmp_path / name)
+    assert read(str(tmp_path)).names == ("bus", "train")
+
+
 def test_a_link_that_leads_back_is_refused_and_others_are_followed(tmp_path):
     picture(tmp_path / "elsewhere" / "1.png")
     picture(tmp_path / "photos" / "cat" / "2.png")
