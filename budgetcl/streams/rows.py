@@ -249,17 +249,22 @@ def _trimmed(part: pa.Array) -> pa.Array:
     try:
         return pc.utf8_trim_whitespace(part.cast(pa.string()))
     except pa.ArrowInvalid:
-        raise _Odd(*_first(part, lambda value: value.decode(), "a text that is no UTF-8")) from None
+        raise _Odd(*_first(part, pa.string(), "a text that is no UTF-8")) from None
 
 
-def _first(part: pa.Array, parse: Any, text: str) -> tuple[int, str]:
-    """Return the first row that cannot be parsed, and what is to be said of it."""
-    for row, value in enumerate(part.to_pylist()):
+def _first(part: pa.Array, kind: pa.DataType, text: str) -> tuple[int, str]:
+    """Return the first row that Arrow cannot cast, of a part that has one, and what is to be said of it."""
+    import pyarrow as pa
+
+    low, high = 0, len(part)
+    while high - low > 1:
+        middle = (low + high) // 2
         try:
-            parse(value)
-        except ValueError:
-            return row, f"{value!r} is {text}"
-    raise AssertionError(text)
+            part.slice(low, middle - low).cast(kind)
+            low = middle
+        except pa.ArrowInvalid:
+            high = middle
+    return low, f"{part[low].as_py()!r} is {text}"
 
 
 def _bytes(part: pa.Array, root: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -362,8 +367,8 @@ def _places(part: pa.Array) -> NDArray[np.int64]:
     try:
         return part.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
-        text = "no place in the order: whole numbers are expected, or nothing"
-        raise _Odd(*_first(part, lambda value: None if value is None else int(str(value)), text)) from None
+        text = "no place in the order: whole numbers of 64 bits, written in digits only, are expected, or nothing"
+        raise _Odd(*_first(part, pa.int64(), text)) from None
 
 
 class _Seconds:
@@ -519,8 +524,8 @@ def _refuse_half_split(root: Path, top: list[str]) -> None:
         odd = [name for name in top if name not in SPLITS]
         more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
         raise UserError(
-            f"{root} has the folders {meant}, which hold folders as those of a split do, and {odd[:5]}{more}, which are no names "
-            f"of a split; rename or move these so that all are among {', '.join(SPLITS)}, or rename those that are "
+            f"{root} has the folders {meant}, which hold folders as those of a split do, and {odd[:5]}{more}, "
+            f"which are no names of a split; rename or move these so that all are among {', '.join(SPLITS)}, or rename those that are "
             "classes"
         )
 

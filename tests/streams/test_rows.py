@@ -123,6 +123,21 @@ def test_an_order_may_lack_places_but_has_whole_numbers(tmp_path):
         read(csv(tmp_path, "path,label,order\na,x,3\nb,y,soon\n"))
 
 
+@pytest.mark.parametrize("given", ["+5", "1_0", "9223372036854775808", str(2**70), "1.0"])
+def test_an_order_that_only_python_reads_is_refused_with_its_row(tmp_path, given):
+    with pytest.raises(UserError) as error:
+        read(csv(tmp_path, f"path,label,order\na,x,3\nb,y,\nc,y,{given}\nd,y,soon\n"))
+    assert f"row 3: {given!r} is no place in the order" in str(error.value)
+
+
+def test_a_number_that_is_no_place_in_an_order_is_refused_with_its_row(tmp_path):
+    for order in ([1.0, None, 2.5], pa.array([1, 2, 2**63], pa.uint64())):
+        with pytest.raises(UserError, match="row 3: .* is no place in the order"):
+            read(parquet(tmp_path, path=["a", "b", "c"], label=["x", "y", "y"], order=order))
+    with pytest.raises(UserError, match=r"row 2: b'\\xff' is a text that is no UTF-8"):
+        read(parquet(tmp_path, path=["a", "b"], label=["x", "y"], order=pa.array([None, b"\xff"], pa.binary())))
+
+
 def test_dates_with_and_without_a_zone_may_stand_side_by_side(tmp_path):
     text = "path,label,time\na,x,2024-03-01\nb,y,2024-03-01T02:00:00+02:00\nc,y,2024-03-01 00:00:01.5Z\n"
     assert np.diff(read(csv(tmp_path, text)).time).tolist() == [0, 1.5]
