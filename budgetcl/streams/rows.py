@@ -32,6 +32,13 @@ SPLITS = {name: name for name in SETS if name != RETENTION} | {
 # What other tools call such folders: not read as a split, and seldom meant as classes.
 _UNUSUAL = ("valid", "dev", "eval", "training", "testing")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp")
+# First bytes of files that are met instead of a CSV file; a header may well begin with PAR1, but not with what follows.
+_MAGIC = {
+    b"PAR1\x15": "a parquet file", b"\x1f\x8b": "compressed", b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
+}  # fmt: skip
+_SEPARATORS = {";": "semicolons (;)", "\t": "tabs"}
+_TABLES = "a comma-separated UTF-8 .csv or a .parquet is expected"
 _PART = 1 << 16  # rows read at a time
 _BLOCK = 1 << 22  # bytes of a CSV file read at a time
 
@@ -171,8 +178,12 @@ def _notes(path: Path) -> tuple[str, ...]:
     """Return what the maker of a table has to say to those who stream it; see :mod:`budgetcl.data.prepared`."""
     import pyarrow.parquet as pq
 
-    said = pq.read_metadata(path).metadata if path.suffix == ".parquet" else None
+    said = pq.read_metadata(path).metadata if _is_parquet(path) else None
     return tuple(json.loads((said or {}).get(b"budgetcl.notes", b"[]")))
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
 
 
 class _Odd(Exception):
@@ -190,10 +201,15 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
     try:
-        if path.suffix == ".parquet":
+        if _is_parquet(path):
             file = pq.ParquetFile(path, pre_buffer=False)
             yield from file.iter_batches(_PART, columns=_known(file.schema_arrow.names, path))
             return
+        with open(path, "rb") as raw:
+            head = raw.read(max(map(len, _MAGIC)))
+        for magic, kind in _MAGIC.items():
+            if head.startswith(magic):
+                raise UserError(f"{path} cannot be read as a table (it is {kind} by its first bytes); {_TABLES}")
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as text:
             known = _known(next(csv.reader(text), []), path)
         # Bytes, as paths may be no UTF-8; what is no text elsewhere is refused with its row.
@@ -219,6 +235,13 @@ def _known(columns: list[str], path: Path) -> list[str]:
         raise UserError(f"{path} cannot be read as a table (it is empty)")
     for column in ("path", "label"):
         if column not in columns:
+            separator = next((name for sign, name in _SEPARATORS.items() if sign in columns[0]), None)
+            if len(columns) == 1 and separator is not None:
+                raise UserError(
+                    f"{path} cannot be read as a table (its columns are separated by {separator}); {_TABLES}"
+                )
+            if not all(name.isprintable() for name in columns):
+                raise UserError(f"{path} cannot be read as a table (the names of its columns are no text); {_TABLES}")
             raise UserError(f"{path} has no column '{column}'; its columns are {columns}: {nearest(column, columns)}")
     known: list[str] = [column for column in ("path", "label", "time", "split", "order") if column in columns]
     for column in known:
@@ -525,8 +548,8 @@ def _refuse_half_split(root: Path, top: list[str]) -> None:
         more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
         raise UserError(
             f"{root} has the folders {meant}, which hold folders as those of a split do, and {odd[:5]}{more}, "
-            f"which are no names of a split; rename or move these so that all are among {', '.join(SPLITS)}, or rename those that are "
-            "classes"
+            f"which are no names of a split; rename or move these so that all are among {', '.join(SPLITS)}, or "
+            "rename those that are classes"
         )
 
 

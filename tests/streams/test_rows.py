@@ -1,3 +1,4 @@
+import gzip
 import os
 
 import numpy as np
@@ -5,6 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from budgetcl.errors import UserError
 from budgetcl.streams import rows as module
@@ -78,6 +80,37 @@ def test_columns_stand_in_any_order_among_others_and_may_be_quoted(tmp_path):
         read(csv(tmp_path, "path,label,label\na.png,x,y\n"))
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("d.pq", "a parquet file"),
+        ("g.csv.gz", "compressed"),
+        ("u.csv", "UTF-16"),
+        ("w.csv", "the names of its columns are no text"),
+        ("p.csv", "the names of its columns are no text"),
+        ("s.csv", r"separated by semicolons \(;\)"),
+        ("t.tsv", "separated by tabs"),
+    ],
+)
+def test_files_of_another_kind_are_refused_by_what_they_are(tmp_path, name, told):
+    text = "path,label\na.png,x\nb.png,y\n"
+    pq.write_table(pa.table({"path": ["a.png", "b.png"], "label": ["x", "y"]}), tmp_path / "d.pq")
+    (tmp_path / "g.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "u.csv").write_text(text, encoding="utf-16")
+    (tmp_path / "w.csv").write_text(text, encoding="utf-16-le")
+    Image.new("L", (8, 8)).save(tmp_path / "p.csv", "PNG")
+    (tmp_path / "s.csv").write_text(text.replace(",", ";"))
+    (tmp_path / "t.tsv").write_text(text.replace(",", "\t"))
+    with pytest.raises(UserError, match=rf"{told}.*; a comma-separated UTF-8 \.csv") as error:
+        read(str(tmp_path / name))
+    assert str(error.value).isprintable()
+
+
+def test_the_suffix_of_a_table_may_be_of_capitals(tmp_path):
+    os.rename(parquet(tmp_path, path=["a.png", "b.png"], label=["x", "y"]), tmp_path / "D.PARQUET")
+    assert read(str(tmp_path / "D.PARQUET")).names == ("x", "y")
+
+
 def test_paths_need_not_be_text(tmp_path):
     rows = read(csv(tmp_path, b"path,label\n\xff\xfe.png,x\nb.png,y\n"))
     assert os.fsencode(rows.paths[0]) == b"\xff\xfe.png"
@@ -132,7 +165,7 @@ def test_an_order_that_only_python_reads_is_refused_with_its_row(tmp_path, given
 
 def test_a_number_that_is_no_place_in_an_order_is_refused_with_its_row(tmp_path):
     for order in ([1.0, None, 2.5], pa.array([1, 2, 2**63], pa.uint64())):
-        with pytest.raises(UserError, match="row 3: .* is no place in the order"):
+        with pytest.raises(UserError, match=r"row 3: .* is no place in the order"):
             read(parquet(tmp_path, path=["a", "b", "c"], label=["x", "y", "y"], order=order))
     with pytest.raises(UserError, match=r"row 2: b'\\xff' is a text that is no UTF-8"):
         read(parquet(tmp_path, path=["a", "b"], label=["x", "y"], order=pa.array([None, b"\xff"], pa.binary())))
