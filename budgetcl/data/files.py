@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from budgetcl.errors import UserError
-from budgetcl.streams.decoding import decoded, refusal
+from budgetcl.streams.decoding import decoded, refusal, regular
 from budgetcl.streams.images import Pictures
 
 _PART = 64  # pictures that a thread takes at a time
@@ -108,7 +108,7 @@ def _digest(pictures: Pictures, row: int) -> bytes:
     """
     source, name = pictures.source(row), pictures.name(row)
     try:
-        data = source.read() if isinstance(source, BytesIO) else Path(source).read_bytes()
+        data = source.read() if isinstance(source, BytesIO) else Path(regular(source)).read_bytes()
     except (OSError, ValueError) as error:
         raise refusal(error, name) from error
     decoded(BytesIO(data), lambda: name, _SIDE, 3)

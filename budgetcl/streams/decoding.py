@@ -8,11 +8,12 @@ decode side by side. (torchvision's decoder is a third faster on JPEGs of 500 pi
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ QUALITY = 95  # of pictures that are encoded anew
 MODES = {1: "L", 3: "RGB"}
 MOST_PIXELS = 89_478_485  # that are decoded: a quarter of a gigabyte in RGB; Pillow's own mark for a decompression bomb
 _ORIENTATION = 0x0112
+_Source = TypeVar("_Source", bound=str | os.PathLike[str] | BinaryIO)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # they are refused, with their path
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
@@ -73,13 +75,25 @@ def decoded(
     """
     mode = MODES[channels]
     try:
-        with Image.open(source, formats=FORMATS) as image:
+        with Image.open(regular(source), formats=FORMATS) as image:
             picture = _cut(_checked(image), mode, size, share, numbers)
         return np.asarray(picture).reshape(size, size, channels).transpose(2, 0, 1)
     except MemoryError:
         raise
     except Exception as error:  # decoders meet hostile bytes: whatever else they raise, it is the picture's fault
         raise refusal(error, name()) from error
+
+
+def regular(source: _Source) -> _Source:
+    """Return a source if it is bytes or the path of a regular file: a pipe or a device would be waited for for ever.
+
+    Raises:
+        ValueError: it is a path to something else.
+        OSError: there is none.
+    """
+    if isinstance(source, (str, os.PathLike)) and not stat.S_ISREG(os.stat(source).st_mode):
+        raise ValueError("it is no regular file")
+    return source
 
 
 def refusal(error: Exception, name: str) -> UserError:
@@ -107,7 +121,7 @@ def shrunk(source: str | os.PathLike[str] | BinaryIO, name: Callable[[], str], s
         UserError: the file is there, but the system does not let it be read.
     """
     try:
-        data = source.read() if hasattr(source, "read") else Path(source).read_bytes()
+        data = source.read() if hasattr(source, "read") else Path(regular(source)).read_bytes()
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             factor = short_side / min(_checked(image).size)
             if factor < 1:

@@ -35,6 +35,18 @@ def check(capsys, *arguments):
     return status, told.out, told.err
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
+def test_what_is_no_regular_file_is_broken_and_not_waited_for(photos, capsys):
+    folder, write = photos
+    os.mkfifo(folder / "p" / "pipe.png")
+    (folder / "p" / "folder.png").mkdir()
+    odd = ["p/pipe.png,a,2024-01-02", "p/folder.png,b,2024-01-02"]
+    status, out, _ = check(capsys, write(lambda lines: lines + odd), "--jobs", "2")
+    assert status == 1
+    assert "missing or broken: 2;" in out
+    assert "pipe.png is no readable picture (it is no regular file)" in out
+
+
 def test_a_sound_table_is_described_and_nothing_is_wrong(photos, capsys):
     _, write = photos
     status, out, _ = check(capsys, write(), "--jobs", "2")

@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from budgetcl.errors import UserError
-from budgetcl.streams.decoding import MOST_PIXELS, Damaged, decoded
+from budgetcl.streams.decoding import MOST_PIXELS, Damaged, decoded, shrunk
 
 
 def save(path, array, mode=None, **options):
@@ -34,6 +35,15 @@ def test_a_picture_of_the_right_size_comes_back_to_the_bit(tmp_path):
 def test_bytes_and_files_give_the_same_picture(tmp_path):
     path = save(tmp_path / "a.jpg", np.random.default_rng(0).integers(0, 256, (40, 60, 3)))
     np.testing.assert_array_equal(decoded(io.BytesIO(path.read_bytes()), str, 16, 3), read(path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (str(tmp_path / "pipe.png"), str(tmp_path), os.devnull):
+        for refused in (lambda path=path: read(path), lambda path=path: shrunk(path, lambda: path, 16)):
+            with pytest.raises(Damaged, match=r"is no readable picture \(it is no regular file\)"):
+                refused()
 
 
 def test_the_short_side_is_resized_and_the_centre_kept(tmp_path):
