@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,7 +124,7 @@ def read(path: str, root: str | None = None, cache: str | None = None) -> Rows:
         time=columns.get("time"),
         split=columns.get("split"),
         order=columns.get("order"),
-        notes=_notes(file),
+        notes=(*_notes(file), *facts.get("notes", ())),  # columns that were kept by an earlier version have none
     )
 
 
@@ -171,7 +171,7 @@ def _fill(columns: Columns, path: Path, root: str) -> dict[str, Any]:
     for _, code in parts(columns["code"]):
         columns.append("label", rank[code])
     columns.drop("code")
-    return {"names": names}
+    return {"names": names, "notes": seconds.notes()}
 
 
 def _notes(path: Path) -> tuple[str, ...]:
@@ -402,6 +402,8 @@ class _Seconds:
 
     def __init__(self) -> None:
         self._numbers: bool | None = None
+        self._low, self._high = math.inf, -math.inf
+        self._looks = set(_LOOKS)  # what all numbers so far look like
 
     def __call__(self, part: pa.Array) -> NDArray[np.float64]:
         """Return the seconds of each row. Dates without a zone are UTC."""
@@ -430,7 +432,45 @@ class _Seconds:
                 f"time {'' if given is None else str(given)!r} given; {'seconds' if self._numbers else 'ISO 8601'} "
                 f"like {'1717156800' if self._numbers else '2024-05-31T12:00:00Z'} are expected in the whole column",
             )
+        if self._numbers and self._looks and len(seconds):
+            self._looks = {look for look in self._looks if _LOOKS[look](seconds)}
+            self._low, self._high = min(self._low, seconds.min()), max(self._high, seconds.max())
         return seconds
+
+    def notes(self) -> list[str]:
+        """Return what to say if the numbers were hardly meant as seconds."""
+        if not self._numbers or not self._looks:
+            return []
+        read = " to ".join(_day(seconds) for seconds in (self._low, self._high))
+        return [
+            f"times from {self._low:.15g} to {self._high:.15g} look like {min(self._looks)} and were read as seconds "
+            f"since 1970: {read}; write ISO dates like 2024-05-31T12:00:00Z if that is not meant"
+        ]
+
+
+def _day(seconds: float) -> str:
+    if seconds > _YEAR_5000:
+        return f"the year {1970 + int(seconds / 31_556_952)}" if seconds < 1e15 else "far beyond any calendar"
+    return f"{np.datetime64(int(seconds), 's')}"
+
+
+def _whole(seconds: NDArray[np.float64], low: int, high: int) -> bool:
+    return bool(seconds.min() >= low and seconds.max() <= high and (seconds % 1 == 0).all())
+
+
+def _are_days(seconds: NDArray[np.float64]) -> bool:
+    if not _whole(seconds, 19000101, 21001231):
+        return False
+    month, day = seconds // 100 % 100, seconds % 100
+    return bool(((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all())
+
+
+_YEAR_5000 = 95_617_584_000  # in seconds
+_LOOKS: dict[str, Callable[[NDArray[np.float64]], bool]] = {
+    "days like 20240531": _are_days,
+    "years": lambda seconds: _whole(seconds, 1900, 2100),
+    "milliseconds or finer": lambda seconds: bool(seconds.min() > _YEAR_5000),
+}
 
 
 def _numbers(part: pa.Array) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 import gzip
 import os
+import re
 
 import numpy as np
 import pandas as pd
@@ -174,6 +175,33 @@ def test_a_number_that_is_no_place_in_an_order_is_refused_with_its_row(tmp_path)
 def test_dates_with_and_without_a_zone_may_stand_side_by_side(tmp_path):
     text = "path,label,time\na,x,2024-03-01\nb,y,2024-03-01T02:00:00+02:00\nc,y,2024-03-01 00:00:01.5Z\n"
     assert np.diff(read(csv(tmp_path, text)).time).tolist() == [0, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("times", "told"),
+    [
+        ((20240131, 20231201), "look like days like 20240531 and were read as seconds since 1970: 1970-08-23T"),
+        (
+            (1999, 2024),
+            "look like years and were read as seconds since 1970: 1970-01-01T00:33:19 to 1970-01-01T00:33:44",
+        ),
+        ((1717156800000, 1717156900000), "look like milliseconds or finer and were read .*: the year 56384 to"),
+        ((1717156800, 1717156900), None),
+        ((2024, 2101), None),
+        ((20241331, 20231201), None),
+        ((1999.5, 2000), None),
+        ((1717156800, 1717156800000), None),
+    ],
+)
+def test_numbers_that_were_hardly_meant_as_seconds_are_told(tmp_path, monkeypatch, times, told):
+    monkeypatch.setattr(module, "_PART", 1)
+    cached = str(tmp_path / "cache")
+    text = csv(tmp_path, f"path,label,time\na,x,{times[0]}\nb,y,{times[1]}\n")
+    numbers = parquet(tmp_path, path=["a", "b"], label=["x", "y"], time=[float(time) for time in times])
+    for rows in (read(text), read(numbers), read(text, cache=cached), read(text, cache=cached)):
+        assert rows.time.tolist() == list(times)
+        assert len(rows.notes) == (told is not None)
+        assert told is None or re.search(told, rows.notes[0])
 
 
 def test_a_root_that_is_no_folder_is_refused(tmp_path):
