@@ -348,7 +348,8 @@ def _words(part: pa.Array) -> tuple[NDArray[np.int64], dict[int, str]]:
     for code in np.flatnonzero(np.bincount(codes)).tolist():
         value = values[code]
         try:
-            text = value.decode() if isinstance(value, bytes) else "" if value is None else str(value)
+            missing = value is None or value != value  # a column of numbers may hold NaN instead of null
+            text = value.decode() if isinstance(value, bytes) else "" if missing else str(value)
         except UnicodeDecodeError:
             raise _Odd(np.argmax(codes == code), f"{value!r} is a text that is no UTF-8") from None
         words[code] = text.strip()

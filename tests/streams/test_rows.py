@@ -130,6 +130,12 @@ def test_labels_of_every_type_are_text_and_in_numerical_order_where_they_are_num
         assert rows.names == names
 
 
+def test_a_label_that_is_no_number_is_empty_and_the_text_nan_is_a_label(tmp_path):
+    with pytest.raises(UserError, match="row 2: the label is empty"):
+        read(parquet(tmp_path, path=["a", "b", "c"], label=[1.0, np.nan, 2.0]))
+    assert read(parquet(tmp_path, path=["a", "b"], label=["nan", "x"])).names == ("nan", "x")
+
+
 def test_paths_are_made_relative_to_the_root_and_plain(tmp_path):
     inside = tmp_path / "pictures"
     inside.mkdir()
