@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from budgetcl.errors import UserError, one_of
+from budgetcl.streams.parsing import buffers
 from budgetcl.streams.paths import hashes_of
-from budgetcl.streams.rows import buffers
 
 if TYPE_CHECKING:
     import pyarrow

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,16 +18,13 @@ from budgetcl.errors import UserError, nearest
 from budgetcl.streams.cache import Columns, forget_others, kept, parts, place
 from budgetcl.streams.packed import HEADER as PACKED
 from budgetcl.streams.packed import TABLE as PACKED_TABLE
+from budgetcl.streams.parsing import SPLITS, Odd, Seconds, coded, joined, ordered, places_of, ranks, sets_of
 from budgetcl.streams.paths import Paths, hashes_of
-from budgetcl.streams.stream import RETENTION, SETS
+from budgetcl.streams.stream import SETS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# What a split column and the folders of an image folder may say: the sets' own names, and the usual short ones.
-SPLITS = {name: name for name in SETS if name != RETENTION} | {
-    "train": "stream", "val": "validation", "preval": "prevalidation",
-}  # fmt: skip
 # What other tools call such folders: not read as a split, and seldom meant as classes.
 _UNUSUAL = ("valid", "dev", "eval", "training", "testing")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp")
@@ -136,23 +132,23 @@ def _fill(columns: Columns, path: Path, root: str) -> dict[str, Any]:
     import pyarrow as pa
 
     codes: dict[str, int] = {}
-    seconds = _Seconds()
+    seconds = Seconds()
     row = end = 0
     for batch in _read_ahead(_batches(path)):
         part = dict(zip(batch.schema.names, batch.columns))
         try:
-            data, start = _bytes(part["path"], root)
+            data, start = joined(part["path"], root)
             columns.append("paths", data)
             columns.append("start", start[:-1] + end)
             columns.append("hash", hashes_of(data, start))
-            columns.append("code", _coded(part["label"], codes))
+            columns.append("code", coded(part["label"], codes))
             if "time" in part:
                 columns.append("time", seconds(part["time"]))
             if "split" in part:
-                columns.append("split", _sets(part["split"]))
+                columns.append("split", sets_of(part["split"]))
             if "order" in part:
-                columns.append("order", _places(part["order"]))
-        except _Odd as odd:
+                columns.append("order", places_of(part["order"]))
+        except Odd as odd:
             raise UserError(f"{path}, row {row + odd.row + 1}: {odd}") from None
         except pa.ArrowException as error:
             kinds = ", ".join(f"{name}: {column.type}" for name, column in part.items())
@@ -166,8 +162,8 @@ def _fill(columns: Columns, path: Path, root: str) -> dict[str, Any]:
         raise UserError(f"{path} has no rows")
     pa.default_memory_pool().release_unused()
     columns.append("start", np.array([end], np.int64))
-    names = _ordered(codes)
-    rank = _ranks(codes, names)
+    names = ordered(codes)
+    rank = ranks(codes, names)
     for _, code in parts(columns["code"]):
         columns.append("label", rank[code])
     columns.drop("code")
@@ -184,14 +180,6 @@ def _notes(path: Path) -> tuple[str, ...]:
 
 def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
-
-
-class _Odd(Exception):
-    """A row that makes no sense; ``row`` counts within its part."""
-
-    def __init__(self, row: Any, text: str) -> None:
-        super().__init__(text)
-        self.row = int(row)
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -250,275 +238,6 @@ def _known(columns: list[str], path: Path) -> list[str]:
     return known
 
 
-def _plain(part: pa.Array) -> pa.Array:
-    """Return an array that is no dictionary."""
-    import pyarrow as pa
-
-    return part.cast(part.type.value_type) if pa.types.is_dictionary(part.type) else part
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(test(kind) for test in tests)
-
-
-def _trimmed(part: pa.Array) -> pa.Array:
-    """Return texts without white space around them; those of a CSV file come as bytes."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    try:
-        return pc.utf8_trim_whitespace(part.cast(pa.string()))
-    except pa.ArrowInvalid:
-        raise _Odd(*_first(part, pa.string(), "a text that is no UTF-8")) from None
-
-
-def _first(part: pa.Array, kind: pa.DataType, text: str) -> tuple[int, str]:
-    """Return the first row that Arrow cannot cast, of a part that has one, and what is to be said of it."""
-    import pyarrow as pa
-
-    low, high = 0, len(part)
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            part.slice(low, middle - low).cast(kind)
-            low = middle
-        except pa.ArrowInvalid:
-            high = middle
-    return low, f"{part[low].as_py()!r} is {text}"
-
-
-def _bytes(part: pa.Array, root: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return paths relative to the root, one after the other, and where each begins."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    part = _plain(part)
-    if not _is_text(part.type):
-        part = part.cast(pa.string())
-    part = part.cast(pa.large_binary()).fill_null(b"")
-    for prefix in (os.fsencode(root).rstrip(b"/") + b"/", b"./"):
-        starts = pc.starts_with(part, prefix)
-        if pc.any(starts).as_py():
-            part = pc.replace_with_mask(part, starts, pc.binary_slice(part.filter(starts), len(prefix)))
-    data, start = buffers(part)
-    if not (np.diff(start) > 0).all():
-        raise _Odd(np.argmin(np.diff(start) > 0), "the path is empty")
-    if not data.all():
-        raise _Odd(np.searchsorted(start, np.argmin(data), "right") - 1, "the path holds a zero byte")
-    # Only a path with a dot or a slash at its start or behind a slash can be other than it looks.
-    slash, dot = ord("/"), ord(".")
-    at = np.flatnonzero((data[:-1] == slash) & ((data[1:] == slash) | (data[1:] == dot)))
-    first = data[start[:-1]]
-    odd = np.union1d(np.searchsorted(start, at, "right") - 1, np.flatnonzero((first == slash) | (first == dot)))
-    if len(odd):
-        mended = []
-        for row in odd.tolist():
-            given = data[start[row] : start[row + 1]].tobytes()
-            path = os.path.normpath(given)
-            if path.startswith(b"/") or path.split(b"/")[0] == b"..":
-                raise _Odd(
-                    row, f"the path {os.fsdecode(given)!r} leaves the root of the pictures, {root}: set stream.root"
-                )
-            mended.append(path)
-        mask = np.zeros(len(part), bool)
-        mask[odd] = True
-        data, start = buffers(pc.replace_with_mask(part, pa.array(mask), pa.array(mended, pa.large_binary())))
-    return data, start
-
-
-def buffers(part: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the bytes of large texts without nulls, one after the other, and where each begins."""
-    if not len(part):
-        return np.empty(0, np.uint8), np.zeros(1, np.int64)
-    _, starts, data = part.buffers()
-    start = np.frombuffer(starts, np.int64)[part.offset : part.offset + len(part) + 1]
-    held = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-    return held[start[0] : start[-1]], start - start[0]
-
-
-def _words(part: pa.Array) -> tuple[NDArray[np.int64], dict[int, str]]:
-    """Return a code for each row, and the text of each code: what is done per text is done once."""
-    encoded = part.dictionary_encode()
-    codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False).astype(np.int64)
-    values = [*encoded.dictionary.to_pylist(), None]
-    words: dict[int, str] = {}
-    for code in np.flatnonzero(np.bincount(codes)).tolist():
-        value = values[code]
-        try:
-            missing = value is None or value != value  # a column of numbers may hold NaN instead of null
-            text = value.decode() if isinstance(value, bytes) else "" if missing else str(value)
-        except UnicodeDecodeError:
-            raise _Odd(np.argmax(codes == code), f"{value!r} is a text that is no UTF-8") from None
-        words[code] = text.strip()
-    return codes, words
-
-
-def _mapped(codes: NDArray[np.int64], values: dict[int, int], kind: Any) -> NDArray[Any]:
-    table = np.zeros(max(values, default=0) + 1, kind)
-    table[list(values)] = list(values.values())
-    return table[codes]
-
-
-def _coded(part: pa.Array, known: dict[str, int]) -> NDArray[np.int32]:
-    """Return labels as codes in the order in which they are met; new ones are added to the known."""
-    codes, words = _words(part)
-    for code, word in words.items():
-        if not word:
-            raise _Odd(np.argmax(codes == code), "the label is empty")
-    return _mapped(codes, {code: known.setdefault(word, len(known)) for code, word in words.items()}, np.int32)
-
-
-def _sets(part: pa.Array) -> NDArray[np.int8]:
-    codes, words = _words(part)
-    for code, word in words.items():
-        if word not in SPLITS:
-            raise _Odd(np.argmax(codes == code), f"split {word!r} given; one of {', '.join(SPLITS)} is expected")
-    return _mapped(codes, {code: SETS.index(SPLITS[word]) for code, word in words.items()}, np.int8)
-
-
-def _places(part: pa.Array) -> NDArray[np.int64]:
-    """Return places in a given order; -1 where there is none."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    part = _plain(part)
-    if _is_text(part.type):
-        part = _trimmed(part)
-        part = pc.if_else(pc.equal(part, ""), None, part)
-    try:
-        return part.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid:
-        text = "no place in the order: whole numbers of 64 bits, written in digits only, are expected, or nothing"
-        raise _Odd(*_first(part, pa.int64(), text)) from None
-
-
-class _Seconds:
-    """Reads times as seconds since 1970; one column has one notation, that of its first row.
-
-    A number among dates would else be taken for a moment in 1970.
-    """
-
-    def __init__(self) -> None:
-        self._numbers: bool | None = None
-        self._low, self._high = math.inf, -math.inf
-        self._looks = set(_LOOKS)  # what all numbers so far look like
-
-    def __call__(self, part: pa.Array) -> NDArray[np.float64]:
-        """Return the seconds of each row. Dates without a zone are UTC."""
-        import pyarrow as pa
-
-        part = _plain(part)
-        if _is_text(part.type):
-            part = _trimmed(part)
-            if self._numbers is None:
-                self._numbers = math.isfinite(_number(part[0].as_py()))
-            seconds = _numbers(part) if self._numbers else _moments(part)
-        elif pa.types.is_timestamp(part.type) or pa.types.is_date(part.type):
-            zone = getattr(part.type, "tz", None)
-            stamps = part.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
-            seconds = stamps.to_numpy(zero_copy_only=False) / 1e6  # missing ones become NaN
-        elif pa.types.is_boolean(part.type):
-            raise pa.ArrowInvalid("a truth value is no time")
-        else:
-            self._numbers = True
-            seconds = part.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        if not np.isfinite(seconds).all():
-            row = int(np.argmin(np.isfinite(seconds)))
-            given = part[row].as_py()
-            raise _Odd(
-                row,
-                f"time {'' if given is None else str(given)!r} given; {'seconds' if self._numbers else 'ISO 8601'} "
-                f"like {'1717156800' if self._numbers else '2024-05-31T12:00:00Z'} are expected in the whole column",
-            )
-        if self._numbers and self._looks and len(seconds):
-            self._looks = {look for look in self._looks if _LOOKS[look](seconds)}
-            self._low, self._high = min(self._low, seconds.min()), max(self._high, seconds.max())
-        return seconds
-
-    def notes(self) -> list[str]:
-        """Return what to say if the numbers were hardly meant as seconds."""
-        if not self._numbers or not self._looks:
-            return []
-        read = " to ".join(_day(seconds) for seconds in (self._low, self._high))
-        return [
-            f"times from {self._low:.15g} to {self._high:.15g} look like {min(self._looks)} and were read as seconds "
-            f"since 1970: {read}; write ISO dates like 2024-05-31T12:00:00Z if that is not meant"
-        ]
-
-
-def _day(seconds: float) -> str:
-    if seconds > _YEAR_5000:
-        return f"the year {1970 + int(seconds / 31_556_952)}" if seconds < 1e15 else "far beyond any calendar"
-    return f"{np.datetime64(int(seconds), 's')}"
-
-
-def _whole(seconds: NDArray[np.float64], low: int, high: int) -> bool:
-    return bool(seconds.min() >= low and seconds.max() <= high and (seconds % 1 == 0).all())
-
-
-def _are_days(seconds: NDArray[np.float64]) -> bool:
-    if not _whole(seconds, 19000101, 21001231):
-        return False
-    month, day = seconds // 100 % 100, seconds % 100
-    return bool(((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all())
-
-
-_YEAR_5000 = 95_617_584_000  # in seconds
-_LOOKS: dict[str, Callable[[NDArray[np.float64]], bool]] = {
-    "days like 20240531": _are_days,
-    "years": lambda seconds: _whole(seconds, 1900, 2100),
-    "milliseconds or finer": lambda seconds: bool(seconds.min() > _YEAR_5000),
-}
-
-
-def _numbers(part: pa.Array) -> NDArray[np.float64]:
-    import pyarrow as pa
-
-    try:
-        return part.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid:  # the caller says which
-        return np.array([_number(value) for value in part.to_pylist()])
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
-
-
-def _moments(part: pa.Array) -> NDArray[np.float64]:
-    import pandas as pd
-    import pyarrow as pa
-
-    for zone in (None, "UTC"):  # all without a zone, or all with one: the fast way
-        try:
-            stamps = part.cast(pa.timestamp("us", zone)).cast(pa.int64())
-            return stamps.to_numpy(zero_copy_only=False) / 1e6
-        except pa.ArrowInvalid:
-            pass
-    moments = pd.to_datetime(pd.Index(part.to_pylist(), dtype=object), format="ISO8601", utc=True, errors="coerce")
-    return np.where(moments.isna(), np.nan, moments.as_unit("us").asi8 / 1e6)
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    try:
-        return sorted(names, key=lambda name: (int(name), name))
-    except ValueError:
-        return sorted(names)
-
-
-def _ranks(codes: Iterable[str], names: list[str]) -> NDArray[np.int32]:
-    rank = {name: i for i, name in enumerate(names)}
-    return np.array([rank[name] for name in codes], np.int32)
-
-
-# --- folders ----------------------------------------------------------------------------------------------------
-
-
 def _folder(path: str) -> Rows:
     """Read a folder of pictures: a folder each class, which may stand in folders named after the sets."""
     root = Path(path)
@@ -556,14 +275,14 @@ def _folder(path: str) -> Rows:
         )
     if others:
         notes.append(f"left out as no pictures by their names: {len(others)} files, the first is {others[0]}")
-    names = _ordered(set(labels))
+    names = ordered(set(labels))
     return Rows(
         name=root.resolve().name,
         given=path,
         root=root,
         home=None,
         paths=Paths.of(found),
-        label=_ranks(labels, names),
+        label=ranks(labels, names),
         names=tuple(names),
         time=None,
         split=np.array(sets, np.int8) if split else None,
