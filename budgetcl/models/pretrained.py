@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from budgetcl.models.weights import SUFFIXES, load_exactly, names_file, read_wei
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_CLASSES = 1000
 PUBLISHED = "published"
+_SHOWN = 5  # names that are like one that is none
 _CHANCE = {"StochasticDepth": "p", "DropPath": "drop_prob"}  # torchvision's and timm's modules, and their rates
 
 
@@ -116,7 +118,7 @@ def torchvision(
 
     known = models.list_models(module=models)
     if name not in known:
-        raise UserError(f"backbone.name={name!r} given; {nearest(str(name), known)}")
+        raise UserError(f"backbone.name={name!r} given; {_like(str(name), known)}")
     usual, tensors = (IMAGENET_MEAN, IMAGENET_STD), None
     if weights is not None and names_file(weights):
         tensors = read_weights(weights)
@@ -171,7 +173,7 @@ def timm(
         raise UserError("backbone=timm given, but timm is not installed: pip install 'budgetcl[models]'") from error
 
     if not library.is_model(name):
-        raise UserError(f"backbone.name={name!r} given; {nearest(str(name).split('.')[0], library.list_models())}")
+        raise UserError(f"backbone.name={name!r} given; {_like(str(name).split('.')[0], library.list_models())}")
     if weights is not None and weights != PUBLISHED and not names_file(weights):
         raise UserError(
             f"backbone.weights={weights!r} given; null, '{PUBLISHED}', or a file ({', '.join(SUFFIXES)}) is expected"
@@ -193,6 +195,13 @@ def timm(
         per_channel("backbone.std", std or about["std"], channels),
     )
     return _cut(body, layers[0], tensors, str(weights), classifier, normal, embed, seed)
+
+
+def _like(name: str, known: Sequence[str]) -> str:
+    """Return what a name may have meant: of a thousand names, a few."""
+    if get_close_matches(name, known, n=1, cutoff=0.5):
+        return nearest(name, known)
+    return f"the nearest of {len(known):,} names: {', '.join(get_close_matches(name, known, n=_SHOWN, cutoff=0))}"
 
 
 def _published(library: Any, name: str, options: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -269,6 +269,17 @@ def test_an_update_of_a_backbone_by_name_is_priced_as_it_runs(make):
     assert not counter.unpriced
 
 
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_none_is_told_a_few_that_are_like_it():
+    with pytest.raises(UserError, match=r"backbone.name='zz9' given; the nearest of ") as told:
+        torchvision("zz9")
+    assert len(str(told.value)) < 200
+    with pytest.raises(UserError, match="did you mean 'resnet50'?"):
+        torchvision("resnt50")
+
+
 # --- timm -----------------------------------------------------------------------------------------------------------
 
 
@@ -337,3 +348,9 @@ def test_a_configuration_names_every_argument(name):
     node = compose([f"backbone={name}"]).backbone
     assert set(node) - {"_target_"} == set(inspect.signature(getattr(pretrained, name)).parameters)
     assert (conf_folder() / "backbone" / f"{name}.yaml").read_text().startswith("# Any architecture")
+
+
+def test_a_name_that_timm_does_not_know_is_told_a_few_that_are_like_it(library):
+    with pytest.raises(UserError, match="backbone.name='nope' given; the nearest of ") as told:
+        timm("nope")
+    assert len(str(told.value)) < 200
