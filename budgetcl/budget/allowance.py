@@ -43,7 +43,7 @@ class Reference:
         prices: Prices,
     ) -> None:
         at_least(1, **{"reference.batch": batch})
-        network.takes(image_shape)
+        network.takes(image_shape, "reference.backbone")
         self.batch = batch
         self._network, self._objective, self._prices = network, objective, prices
         self._x = torch.zeros(1, dtype=torch.uint8).expand(batch, *image_shape)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from budgetcl.errors import UserError, one_of
 from budgetcl.models.heads import LinearHead
+from budgetcl.models.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -85,17 +86,23 @@ class Network(nn.Module):
         """The features' dimension d."""
         return int(self.backbone.feature_dim)  # type: ignore[arg-type]
 
-    def takes(self, image_shape: tuple[int, int, int]) -> None:
+    def takes(self, image_shape: tuple[int, int, int], key: str = "backbone") -> None:
         """Refuse images whose channels are not the backbone's: they would be broadcast, or fail far from here.
 
+        Args:
+            image_shape: (channels, height, width).
+            key: the backbone's, in the configuration.
+
         Raises:
-            UserError: another number of channels.
+            UserError: another number of channels, or pictures that an architecture by name cannot show.
         """
         if self.scale.shape[1] != image_shape[0]:
             raise UserError(
                 f"the backbone is made for {self.scale.shape[1]} channels (its mean and std); the stream's images have "
                 f"{image_shape[0]}: set backbone.channels, or choose another backbone or stream"
             )
+        if isinstance(self.backbone, Pretrained):
+            self.backbone.takes(image_shape, key)
 
     def train(self, mode: bool = True) -> Network:
         """Set the mode. Modules without a trainable parameter, and BatchNorm where it is frozen, stay in eval mode."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from budgetcl.errors import UserError, at_least, nearest
 from budgetcl.models.backbones import initialise, per_channel
@@ -38,6 +39,8 @@ class Pretrained(nn.Module):
         embed: widths of the two layers (linear, BatchNorm, ReLU, linear) that embed the features, with fresh weights;
             None for none. A classifier does not fit behind them.
         seed: of fresh weights.
+        name: the architecture's, for what is said of it.
+        side: the option that sets which pictures it is made for; None where it has none.
 
     Attributes:
         feature_dim: the features' dimension.
@@ -59,8 +62,12 @@ class Pretrained(nn.Module):
         rows: tuple[Tensor, Tensor] | None = None,
         embed: Sequence[int] | None = None,
         seed: int = 0,
+        name: str = "the backbone",
+        side: str | None = None,
     ) -> None:
         super().__init__()
+        self._name, self._side = name, side
+        self._shown: set[tuple[int, ...]] = set()
         self.body, self.feature_dim = body, feature_dim
         self.mean, self.std = tuple(mean), tuple(std)
         self.head_weight: Tensor | None = rows[0] if rows is not None else None
@@ -83,6 +90,46 @@ class Pretrained(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, height, width) float -> (n, feature_dim)."""
         return self.embed(self.body(x))
+
+    def takes(self, image_shape: tuple[int, int, int], key: str) -> None:
+        """Refuse pictures that the architecture cannot show: some want one size, others more than a few pixels.
+
+        Args:
+            image_shape: (channels, height, width).
+            key: the backbone's, in the configuration.
+
+        Raises:
+            UserError: a forward of one picture fails.
+        """
+        if image_shape in self._shown:
+            return
+        try:
+            self._try(image_shape, "meta")  # shapes only: milliseconds
+        except Exception:
+            try:
+                self._try(image_shape)  # which it may do all the same: what has no shape function, say
+            except Exception as error:
+                _, height, width = image_shape
+                option = f", or {key}.options={{{self._side}:{height}}}" if self._side and height == width else ""
+                raise UserError(
+                    f"{key}.name={self._name} given; it cannot show {height} x {width} pictures ({_line(error)}): "
+                    f"set stream.size{option or f', or another {key}'}"
+                ) from error
+        self._shown.add(image_shape)
+
+    def _try(self, image_shape: tuple[int, int, int], device: str | None = None) -> None:
+        """Forward one blank picture; weights, statistics, modes and random numbers stay as they are."""
+        tensors: dict[str, Tensor] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        if device is not None:
+            tensors = {name: tensor.detach().to(device) for name, tensor in tensors.items()}
+        modes = [(module, module.training) for module in self.modules()]
+        first = next(iter(tensors.values()), torch.empty(0))
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                functional_call(self.eval(), tensors, (torch.zeros(1, *image_shape, device=first.device),))
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 def torchvision(
@@ -138,7 +185,8 @@ def torchvision(
     if len(layers) != 1:  # convolutions as a classifier (SqueezeNet), or further ones for training (Inception)
         raise UserError(f"backbone.name={name} given; a network that ends in one linear classifier is expected")
     normal = per_channel("backbone.mean", mean or usual[0], 3), per_channel("backbone.std", std or usual[1], 3)
-    return _cut(body, layers[0], tensors, str(weights), classifier, normal, embed, seed)
+    side = "image_size" if name.startswith("vit_") else None
+    return _cut(body, layers[0], tensors, str(weights), classifier, normal, embed, seed, name, side)
 
 
 def timm(
@@ -194,7 +242,8 @@ def timm(
         per_channel("backbone.mean", mean or about["mean"], channels),
         per_channel("backbone.std", std or about["std"], channels),
     )
-    return _cut(body, layers[0], tensors, str(weights), classifier, normal, embed, seed)
+    side = "img_size" if hasattr(body, "patch_embed") else None
+    return _cut(body, layers[0], tensors, str(weights), classifier, normal, embed, seed, name, side)
 
 
 def _like(name: str, known: Sequence[str]) -> str:
@@ -260,6 +309,8 @@ def _cut(
     normal: tuple[Sequence[float], Sequence[float]],
     embed: Sequence[int] | None,
     seed: int,
+    name: str,
+    side: str | None,
 ) -> Pretrained:
     """Cut the classifier off a network and load the weights of the rest, or draw fresh ones."""
     layer = body.get_submodule(path)
@@ -276,4 +327,4 @@ def _cut(
             rows = (weight, bias if bias is not None else torch.zeros(len(weight)))
     if classifier and rows is None:
         raise UserError(f"backbone.classifier=true given, but weights={source} hold none ({path}.weight): set it false")
-    return Pretrained(body, layer.in_features, *normal, rows, embed, seed)
+    return Pretrained(body, layer.in_features, *normal, rows, embed, seed, name, side)

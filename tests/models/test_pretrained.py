@@ -276,8 +276,45 @@ def test_a_name_that_is_none_is_told_a_few_that_are_like_it():
     with pytest.raises(UserError, match=r"backbone.name='zz9' given; the nearest of ") as told:
         torchvision("zz9")
     assert len(str(told.value)) < 200
-    with pytest.raises(UserError, match="did you mean 'resnet50'?"):
+    with pytest.raises(UserError, match="did you mean 'resnet50'"):
         torchvision("resnt50")
+
+
+# --- pictures that it cannot show -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "told"),
+    [
+        ("vit_b_16", 32, r"cannot show 32 x 32 pictures \(Wrong image height.*or backbone.options={image_size:32}$"),
+        ("alexnet", 32, r"cannot show 32 x 32 pictures .*set stream.size, or another backbone$"),
+        ("alexnet", 64, None),
+    ],
+)
+def test_pictures_that_a_backbone_cannot_show_are_refused_on_shapes_alone(name, size, told, monkeypatch):
+    monkeypatch.setattr(pretrained, "initialise", lambda *_: None)
+    with torch.device("meta"):
+        network = Network(backbone := torchvision(name), LinearHead(backbone.feature_dim))
+    if told is None:
+        network.takes((3, size, size))
+    else:
+        with pytest.raises(UserError, match=told):
+            network.takes((3, size, size))
+
+
+def test_looking_whether_pictures_can_be_shown_leaves_a_backbone_as_it_was():
+    backbone = torchvision("mobilenet_v3_small")
+    backbone.body.features[0].eval()
+    network = Network(backbone, LinearHead(backbone.feature_dim))
+    before, modes = {k: v.clone() for k, v in network.state_dict().items()}, [m.training for m in network.modules()]
+    random, skeleton = torch.get_rng_state(), network.skeleton
+    network.takes((3, 32, 32))
+    backbone._try((3, 32, 32))  # the real forward, where shapes alone do not say
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert [module.training for module in network.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
+    network._skeleton = None
+    assert network.skeleton == skeleton
 
 
 # --- timm -----------------------------------------------------------------------------------------------------------
@@ -351,6 +388,6 @@ def test_a_configuration_names_every_argument(name):
 
 
 def test_a_name_that_timm_does_not_know_is_told_a_few_that_are_like_it(library):
-    with pytest.raises(UserError, match="backbone.name='nope' given; the nearest of ") as told:
+    with pytest.raises(UserError, match=r"backbone.name='nope' given; the nearest of ") as told:
         timm("nope")
     assert len(str(told.value)) < 200
