@@ -197,6 +197,7 @@ class _Predict:
             raise UserError(
                 f"step {step}: predicting {len(indices)} images costs more than is free and the next allowance pays "
                 f"for ({refusal}): make predict() cheaper, or raise {self._compute.budget.key}"
+                f"{self._compute.reference.advice(getattr(self._learner, 'network', None))}"
             ) from None
         if len(answer.classes) != len(indices):
             raise UserError(f"predict() returned {len(answer.classes)} answers to {len(indices)} images")

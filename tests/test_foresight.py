@@ -325,6 +325,16 @@ def test_a_run_under_seconds_is_refused_at_its_step_and_keeps_what_it_did(tiny, 
     assert set(record.predictions["step"]) == {0, 1}
 
 
+def test_a_learner_whose_network_is_larger_than_the_references_is_told_of_it(tiny):
+    parts = tiny("glyphs", "naive")
+    reference, network = parts.compute.reference, parts.learner.network
+    assert reference.advice(network) == ""
+    network.backbone.further = torch.nn.Linear(2000, 2000)
+    network._skeleton = None
+    for larger in (network, None):  # None: a learner that does not show it
+        assert reference.advice(larger).startswith(", or give the reference the learner's backbone (")
+
+
 @pytest.mark.parametrize("budget", ["budget=updates", "budget=delay"])
 @pytest.mark.parametrize("method", ["max_loss", "kd_mse", "ewc", "gdumb", "polrs", "fetril", "slda", "bias_correction"])
 def test_the_late_steps_of_what_goes_through_raise_no_doubt(tiny, method, budget):

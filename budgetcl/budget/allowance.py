@@ -19,6 +19,8 @@ from budgetcl.randomness import generator
 from budgetcl.streams.batch import Batch
 from budgetcl.streams.stream import IntArray
 
+_ALIKE = 1.1  # a network with so many times the reference's parameters still is it, with another head or adapters
+
 
 class Reference:
     """The yardstick: one update of the reference network with the head that naive training has in that step.
@@ -60,6 +62,12 @@ class Reference:
         if classes == 0:
             return 0
         return self._prices.forward(self._with(classes).eval(), self._x).total // self.batch
+
+    def advice(self, network: object) -> str:
+        """Return a clause on the reference's backbone where a learner's network is larger, or is not known; else ""."""
+        if isinstance(network, Network) and network.size <= _ALIKE * self._network.size:
+            return ""
+        return ", or give the reference the learner's backbone (backbone@reference.backbone=..., as backbone=...)"
 
     def _with(self, classes: int) -> Network:
         if classes < self._network.head.classes:

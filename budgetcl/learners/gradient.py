@@ -134,7 +134,7 @@ class GradientLearner:
         try:
             place = self.begin(step, revealed, compute)
         except Exhausted as refusal:
-            may_wait(refusal, step, compute)
+            may_wait(refusal, step, compute, self.network)
             self.memory.settle(self._seed)
             return
         updates = 0
@@ -144,7 +144,7 @@ class GradientLearner:
                 updates += 1
         except Exhausted as refusal:
             if updates == 0:
-                may_wait(refusal, step, compute)
+                may_wait(refusal, step, compute, self.network)
         self.end(place)
 
     def begin(self, step: TimeStep, revealed: Revealed, compute: Compute) -> Place:
@@ -403,8 +403,14 @@ class GradientLearner:
         }
 
 
-def may_wait(refusal: Exhausted, step: TimeStep, compute: Compute) -> None:
+def may_wait(refusal: Exhausted, step: TimeStep, compute: Compute, network: object = None) -> None:
     """Let a step without an update pass where what is left is carried over and may pay for one later.
+
+    Args:
+        refusal: of the update.
+        step: the time step.
+        compute: what refused it.
+        network: the learner's, where it has one.
 
     Raises:
         UserError: it never will.
@@ -418,6 +424,7 @@ def may_wait(refusal: Exhausted, step: TimeStep, compute: Compute) -> None:
             f"step {step.number}: the allowance of {most} does not pay for one update ({refusal}): "
             f"raise {compute.budget.key}, or lower learner.batch"
             f"{'' if carries else ', or set budget.rest=carry'}"
+            f"{compute.reference.advice(network) if compute.budget.flops is None else ''}"
         ) from None
 
 

@@ -62,7 +62,7 @@ class Population:
             except Exhausted as refusal:  # the others still take the step into their memories
                 refused = refusal
         if refused is not None:
-            may_wait(refused, step, compute)
+            may_wait(refused, step, compute, self.network)
             return
         made = [0] * len(self._members)  # updates in this step
         losses, counts = torch.zeros(2, len(self._members), device=compute.device)
@@ -77,7 +77,7 @@ class Population:
                 made[i] += 1
         except Exhausted as refusal:
             if not any(made):
-                may_wait(refusal, step, compute)
+                may_wait(refusal, step, compute, self.network)
         for member, place in zip(self._members, places):
             member.end(place)
         compute.ranks.total([losses, counts])
