@@ -30,6 +30,7 @@ from budgetcl.records.tracker import Guarded
 from budgetcl.streams.batch import Source
 from budgetcl.streams.leaks import refuse_leaks
 from budgetcl.streams.prefetch import begin
+from budgetcl.streams.stream import UNASKED
 
 _BACK = "\r\x1b[K"  # to the beginning of the terminal's line, and clear it
 
@@ -95,6 +96,8 @@ def execute(cfg: DictConfig, overrides: Sequence[str], several: bool, alone: boo
         "threads": cfg.threads,
         "precision": cfg.precision,
     }
+    if not stream.asks:
+        raise UserError(UNASKED)
     refuse_leaks(parts.source)
 
     def say(text: str) -> None:

@@ -134,6 +134,14 @@ def test_bad_input_to_run_is_refused_in_one_line(tmp_path, capfd, arguments, exp
     assert not [run for run in find([tmp_path]) if run.finished]
 
 
+def test_a_stream_of_which_nothing_would_be_predicted_is_refused_before_anything_is_trained(tmp_path, capfd):
+    table = tmp_path / "photos.csv"
+    table.write_text("path,label\n" + "".join(f"{i}.png,class {i}\n" for i in range(8)))
+    arguments = ["stream=table", f"stream.path={table}", f"output={tmp_path}", "method=last_label"]
+    assert "nothing would be predicted" in complaint(capfd, main(["run", *arguments]))
+    assert not list(find([tmp_path]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

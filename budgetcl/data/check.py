@@ -16,7 +16,7 @@ from budgetcl.metrics.blind import blind_accuracy, label_autocorrelation
 from budgetcl.report.blind import progress_bar
 from budgetcl.streams.packed import pictures_of
 from budgetcl.streams.rows import Rows, read
-from budgetcl.streams.stream import PREFIX, PRETRAIN, SETS, STREAM, Stream
+from budgetcl.streams.stream import PREFIX, PRETRAIN, SETS, STREAM, UNASKED, Stream
 from budgetcl.streams.table import table, usual_shifts
 
 LAGS = (1, 10, 100, 1000, 10000)
@@ -68,6 +68,8 @@ def main(options: argparse.Namespace) -> int:
         problems.append(str(error))
     else:
         _stream(stream, whole=not repeated, said=rows.notes)
+        if not stream.asks:
+            problems.append(UNASKED)
         ordered = rows.order is not None or not Path(options.path).is_dir()
         given = options.order == "given" or (options.order is None and ordered)
         _labels(_as_given(rows) if given and not stream.shifts else stream)

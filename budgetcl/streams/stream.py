@@ -45,6 +45,12 @@ class TimeStep:
     last: bool
 
 
+UNASKED = (
+    "nothing would be predicted: the stream has neither shifts nor held-out samples that are ever due; hold some out "
+    "(stream.test=0.1 and more than one picture a class, or test rows in a column split), or give stream.shifts"
+)
+
+
 @dataclass(frozen=True)
 class Stream:
     """An ordered, immutable table of samples. Row numbers are the samples' indices everywhere in the package.
@@ -108,6 +114,15 @@ class Stream:
             raise UserError("a stream's samples must be in the order of their times")
         for name in ("label", "set", "bounds", "time", "group", "origin"):
             getattr(self, name).setflags(write=False)
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is to be predicted: what lies ahead, or held-out samples that are due in some step."""
+        if any(shift < self.samples for shift in self.shifts):
+            return True
+        due = range(len(self)) if self.occasions is None else self.occasions
+        first, last = self.first_seen(), max(due, default=-1)  # what is due once stays so
+        return last >= 0 and any(len(self._due(name, last, int(self.bounds[last + 1]), first)) for name in self.heldout)
 
     def __len__(self) -> int:
         """Return the number of time steps."""

@@ -174,6 +174,14 @@ def test_without_times_the_order_of_the_table_is_looked_at(photos, capsys):
     assert "nothing is predicted ahead in this order" in out
 
 
+def test_a_table_of_which_nothing_would_be_predicted_is_a_problem(photos, capsys):
+    _, write = photos
+    lines = [f"p/{i}.png,class {i}" for i in range(9)]
+    status, out, _ = check(capsys, write(lambda _: lines, "path,label"), "--no-files", "--order", "data")
+    assert status == 1
+    assert "problem: nothing would be predicted: " in out
+
+
 def test_the_sizes_of_the_classes_are_drawn(photos, capsys):
     _, write = photos
     sizes = [1] * 4 + [3, 3] + [25] * 8 + [130]

@@ -52,6 +52,16 @@ def test_without_times_the_samples_are_shuffled_and_nothing_is_predicted_ahead(t
     assert order_of(source)[:180] != sorted(order_of(source)[:180])
 
 
+def test_a_stream_without_shifts_or_held_out_samples_asks_nothing(tmp_path):
+    path = saved(tmp_path, rows(40))
+    assert table(path).stream.asks
+    assert not table(path, test=0, order="data").stream.asks
+    assert table(path, test=0, order="given", shifts=[0]).stream.asks
+    unseen = rows(40).assign(split="train")
+    unseen.loc[len(unseen)] = ["x.png", "never streamed", "test"]
+    assert not table(saved(tmp_path, unseen, "unseen.csv")).stream.asks
+
+
 def test_labels_stay_with_their_pictures_in_every_order(tmp_path):
     frame = rows(100, time=np.random.default_rng(1).permutation(100))
     for order in ("time", "data", "class"):
