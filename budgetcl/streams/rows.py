@@ -93,6 +93,8 @@ def read(path: str, root: str | None = None, cache: str | None = None) -> Rows:
     Raises:
         UserError: there is none, or it cannot be read, or a row of it makes no sense.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"path={path!r} given; a table's file or a folder of pictures is expected")
     if (Path(path) / PACKED).is_file():
         return replace(read(str(Path(path) / PACKED_TABLE), root, cache), name=Path(path).resolve().name)
     if Path(path).is_dir():
@@ -120,7 +122,8 @@ def read(path: str, root: str | None = None, cache: str | None = None) -> Rows:
         time=columns.get("time"),
         split=columns.get("split"),
         order=columns.get("order"),
-        notes=(*_notes(file), *facts.get("notes", ())),  # columns that were kept by an earlier version have none
+        # Of packed tables the maker's hold them already; columns that were kept by an earlier version have none.
+        notes=tuple(dict.fromkeys((*_notes(file), *facts.get("notes", ())))),
     )
 
 

@@ -85,15 +85,17 @@ def test_the_number_of_files_and_of_threads_changes_no_picture(folder, packed, t
 
 def test_the_notes_of_a_tables_maker_are_kept_and_what_was_left_out_of_a_folder_is_not_said(folder, tmp_path):
     notes = ("order: by the date of upload", "never compare it with the other one, of Zürich")
-    with pq.ParquetWriter(
-        tmp_path / "photos.parquet", pa.schema({"path": pa.string(), "label": pa.string()})
-    ) as writer:
-        writer.write_table(pa.table({"path": [f"{i}.jpg" for i in range(4)], "label": list("abab")}))
+    rows = pa.table({"path": [f"{i}.jpg" for i in range(4)], "label": list("abab"), "time": range(2001, 2005)})
+    with pq.ParquetWriter(tmp_path / "photos.parquet", rows.schema) as writer:
+        writer.write_table(rows)
         writer.add_key_value_metadata({NOTES: json.dumps(notes)})
-    pack(read(str(tmp_path / "photos.parquet"), str(folder)), tmp_path / "once")
+    given = read(str(tmp_path / "photos.parquet"), str(folder))
+    assert given.notes[:2] == notes
+    assert "look like years" in given.notes[2]  # which reading notes, each time
+    pack(given, tmp_path / "once")
     pack(read(str(tmp_path / "once")), tmp_path / "twice")
     for out in (tmp_path / "once", tmp_path / "twice"):
-        assert read(str(out)).notes == notes
+        assert read(str(out)).notes == given.notes
         assert table(str(out), size=24).stream.notes.count(notes[1]) == 1
         assert altered(out) == []
     (tmp_path / "in" / "a").mkdir(parents=True)

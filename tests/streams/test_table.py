@@ -523,6 +523,8 @@ def test_bad_tables_and_numbers_are_refused_in_one_line(tmp_path, text, argument
 def test_files_that_are_no_tables_are_refused(tmp_path):
     with pytest.raises(UserError, match="there is none"):
         table(str(tmp_path / "none.csv"))
+    with pytest.raises(UserError, match="path=None given"):
+        table(None)
     with pytest.raises(UserError, match="cannot be read as a table"):
         table(write(tmp_path, "no parquet", "photos.parquet"))
     (tmp_path / "photos.csv").write_bytes(b"path,label\na.png,x\nb.png,\xff\xfe\n")
