@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -179,15 +181,28 @@ def _room(place: Path) -> Iterator[None]:
 
 
 def _refuse_changed(cfg: DictConfig, before: Results) -> None:
-    """Refuse to take an earlier run for this one where the stream's files have changed since."""
-    if "path" not in cfg.stream:
+    """Refuse to take an earlier run for this one where the stream's files have changed since.
+
+    Where they are gone there is nothing to compare with: what was made stays what it is.
+    """
+    path = Path(str(cfg.stream.get("path") or ""))
+    if not cfg.stream.get("path") or not path.exists():
         return
-    then, now = before.info["fingerprint"], build(cfg.stream).stream.fingerprint()
+    status = path.stat()
+    settings = json.dumps(OmegaConf.to_container(cfg.stream, resolve=True), sort_keys=True, default=str)
+    then, now = before.info["fingerprint"], _fingerprint(settings, status.st_mtime_ns, status.st_size)
     if now != then:
         raise UserError(
-            f"stream.path={cfg.stream.path} has changed since this run was made (the stream's fingerprint was {then} "
-            f"and is {now}): rerun=true makes it anew in its place, another name= keeps both; record: {before.folder}"
+            f"the stream of stream.path={path} is another one than when this run was made (the table or the order of "
+            f"its classes has changed; its fingerprint was {then} and is {now}): rerun=true makes the run anew in its "
+            f"place, another name= keeps both; record: {before.folder}"
         )
+
+
+@cache
+def _fingerprint(settings: str, changed: int, size: int) -> str:
+    """Return a stream's fingerprint: the finished runs of a sweep ask for it once, as long as its file is the same."""
+    return build(OmegaConf.create(json.loads(settings))).stream.fingerprint()
 
 
 def _already(results: Results, narrator: _Narrator, silent: bool) -> tuple[Results, bool]:

@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
     else:
         _stream(stream, whole=not repeated, said=rows.notes)
         if not stream.asks:
-            problems.append(UNASKED)
+            problems.append(f"with stream.test and stream.shifts as they are {UNASKED}")
         ordered = rows.order is not None or not Path(options.path).is_dir()
         given = options.order == "given" or (options.order is None and ordered)
         _labels(_as_given(rows) if given and not stream.shifts else stream)

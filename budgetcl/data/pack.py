@@ -26,7 +26,7 @@ from budgetcl.streams.decoding import QUALITY, Damaged, shrunk
 from budgetcl.streams.images import Pictures
 from budgetcl.streams.packed import FORMAT, HEADER, OFFSETS, TABLE, pictures_of, sha256_of
 from budgetcl.streams.prefetch import Pending, Workers, ahead
-from budgetcl.streams.rows import Rows, read
+from budgetcl.streams.rows import Rows, makers_notes, read
 from budgetcl.streams.stream import SETS
 from budgetcl.streams.table import refuse_repeated
 
@@ -146,7 +146,8 @@ def _alone(out: Path) -> Iterator[None]:
         except Busy as error:
             raise Busy(f"--out={out} given: {error}") from None
         except UserError as error:
-            raise UserError(f"--out={out} given; {out.parent} cannot be written: name another folder") from error
+            because = getattr(error.__cause__, "strerror", None) or error
+            raise UserError(f"--out={out} given; {out.parent} cannot be written ({because}): name another") from error
         if out.exists():
             raise UserError(
                 f"--out={out} given; a folder that does not exist yet is expected: remove it, or name another"
@@ -227,9 +228,8 @@ def _write_table(rows: Rows, whole: NDArray[np.int64], path: Path) -> None:
         writer = writer or pq.ParquetWriter(path, part.schema)
         writer.write_table(part)
     assert writer is not None
-    # Those of a folder are no maker's: they are of files that were left out, which are not here.
-    if rows.notes and not Path(rows.given).is_dir():
-        writer.add_key_value_metadata({NOTES: json.dumps(rows.notes)})
+    if notes := makers_notes(Path(rows.given)):  # those that reading makes are made again
+        writer.add_key_value_metadata({NOTES: json.dumps(notes)})
     writer.close()
 
 

@@ -420,11 +420,12 @@ def may_wait(refusal: Exhausted, step: TimeStep, compute: Compute, network: obje
         return
     if not carries or refusal.price > compute.most:
         most = f"{compute.most:,} {compute.ledger.unit}{' at most' if carries else ''}"
+        by_reference = compute.budget.flops is None and compute.budget.currency.meters
         raise UserError(
             f"step {step.number}: the allowance of {most} does not pay for one update ({refusal}): "
             f"raise {compute.budget.key}, or lower learner.batch"
             f"{'' if carries else ', or set budget.rest=carry'}"
-            f"{compute.reference.advice(network) if compute.budget.flops is None else ''}"
+            f"{compute.reference.advice(network) if by_reference else ''}"
         ) from None
 
 

@@ -108,12 +108,14 @@ class Pretrained(nn.Module):
         except Exception:
             try:
                 self._try(image_shape)  # which it may do all the same: what has no shape function, say
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:
                 _, height, width = image_shape
-                option = f", or {key}.options={{{self._side}:{height}}}" if self._side and height == width else ""
+                option = f"its option {self._side} by {key}.options" if self._side else f"another {key}"
                 raise UserError(
-                    f"{key}.name={self._name} given; it cannot show {height} x {width} pictures ({_line(error)}): "
-                    f"set stream.size{option or f', or another {key}'}"
+                    f"{key}.name={self._name} given; it cannot show {height} x {width} pictures ({_line(error)}): set "
+                    f"stream.size, or {option}"
                 ) from error
         self._shown.add(image_shape)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from budgetcl.errors import UserError
 
-VERSION = 1  # of what the columns mean
+VERSION = 2  # of what the columns mean
 LARGE = 1 << 25  # bytes of a table whose columns are kept without being asked for; smaller ones are read in a second
 _END = 1 << 16  # bytes at both ends of a table that are part of its identity
 

@@ -100,7 +100,7 @@ def refusal(error: Exception, name: str) -> UserError:
     """Return what to say of a picture whose decoder failed."""
     name = os.fsencode(name).decode(errors="backslashreplace")
     if isinstance(error, FileNotFoundError):
-        return Damaged({0: f"{name} is missing: paths are relative to the folder of the table, or to stream.root"})
+        return Damaged({0: f"{name} is missing: paths are relative to the folder of the table, or to the root given"})
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(f"{name} cannot be read ({error.strerror}): the file system refused, not the picture")
     reason = " ".join(str(error).split()) or type(error).__name__

@@ -296,6 +296,3 @@ def ranks(codes: Iterable[str], names: list[str]) -> NDArray[np.int32]:
     """Return the place of each label among the names."""
     rank = {name: i for i, name in enumerate(names)}
     return np.array([rank[name] for name in codes], np.int32)
-
-
-# --- folders ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ _MAGIC = {
     b"PAR1\x15": "a parquet file", b"\x1f\x8b": "compressed", b"PK\x03\x04": "a zip archive or a spreadsheet",
     b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
 }  # fmt: skip
-_SEPARATORS = {";": "semicolons (;)", "\t": "tabs"}
+_SEPARATORS = {";": "semicolons (;)", "\t": "tabs", "|": "bars (|)"}
 _TABLES = "a comma-separated UTF-8 .csv or a .parquet is expected"
 _PART = 1 << 16  # rows read at a time
 _BLOCK = 1 << 22  # bytes of a CSV file read at a time
@@ -122,8 +123,7 @@ def read(path: str, root: str | None = None, cache: str | None = None) -> Rows:
         time=columns.get("time"),
         split=columns.get("split"),
         order=columns.get("order"),
-        # Of packed tables the maker's hold them already; columns that were kept by an earlier version have none.
-        notes=tuple(dict.fromkeys((*_notes(file), *facts.get("notes", ())))),
+        notes=(*makers_notes(file), *facts["notes"]),
     )
 
 
@@ -173,11 +173,11 @@ def _fill(columns: Columns, path: Path, root: str) -> dict[str, Any]:
     return {"names": names, "notes": seconds.notes()}
 
 
-def _notes(path: Path) -> tuple[str, ...]:
+def makers_notes(path: Path) -> tuple[str, ...]:
     """Return what the maker of a table has to say to those who stream it; see :mod:`budgetcl.data.prepared`."""
     import pyarrow.parquet as pq
 
-    said = pq.read_metadata(path).metadata if _is_parquet(path) else None
+    said = pq.read_metadata(path).metadata if path.is_file() and _is_parquet(path) else None
     return tuple(json.loads((said or {}).get(b"budgetcl.notes", b"[]")))
 
 
@@ -226,12 +226,12 @@ def _known(columns: list[str], path: Path) -> list[str]:
         raise UserError(f"{path} cannot be read as a table (it is empty)")
     for column in ("path", "label"):
         if column not in columns:
-            separator = next((name for sign, name in _SEPARATORS.items() if sign in columns[0]), None)
-            if len(columns) == 1 and separator is not None:
-                raise UserError(
-                    f"{path} cannot be read as a table (its columns are separated by {separator}); {_TABLES}"
-                )
-            if not all(name.isprintable() for name in columns):
+            signs = [sign for sign in _SEPARATORS if sign in columns[0]]
+            meant = [sign for sign in signs if len(columns) == 1 or "path" in ",".join(columns).split(sign)]
+            if meant:
+                sign = _SEPARATORS[meant[0]]
+                raise UserError(f"{path} cannot be read as a table (its columns are separated by {sign}); {_TABLES}")
+            if any(category(letter) in ("Cc", "Cs") for letter in "".join(columns)):  # control signs, undecodable bytes
                 raise UserError(f"{path} cannot be read as a table (the names of its columns are no text); {_TABLES}")
             raise UserError(f"{path} has no column '{column}'; its columns are {columns}: {nearest(column, columns)}")
     known: list[str] = [column for column in ("path", "label", "time", "split", "order") if column in columns]
@@ -239,6 +239,9 @@ def _known(columns: list[str], path: Path) -> list[str]:
         if columns.count(column) > 1:
             raise UserError(f"{path} has {columns.count(column)} columns '{column}'; one is expected")
     return known
+
+
+# --- folders ----------------------------------------------------------------------------------------------------
 
 
 def _folder(path: str) -> Rows:

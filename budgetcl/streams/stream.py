@@ -46,8 +46,9 @@ class TimeStep:
 
 
 UNASKED = (
-    "nothing would be predicted: the stream has neither shifts nor held-out samples that are ever due; hold some out "
-    "(stream.test=0.1 and more than one picture a class, or test rows in a column split), or give stream.shifts"
+    "nothing would be predicted: the stream has neither shifts nor held-out samples that are ever due; hold more out "
+    "(a larger stream.test, of which a class with one picture gives none, or test rows in a column split), or give "
+    "stream.shifts"
 )
 
 

@@ -179,7 +179,7 @@ def test_a_table_of_which_nothing_would_be_predicted_is_a_problem(photos, capsys
     lines = [f"p/{i}.png,class {i}" for i in range(9)]
     status, out, _ = check(capsys, write(lambda _: lines, "path,label"), "--no-files", "--order", "data")
     assert status == 1
-    assert "problem: nothing would be predicted: " in out
+    assert "problem: with stream.test and stream.shifts as they are nothing would be predicted: " in out
 
 
 def test_the_sizes_of_the_classes_are_drawn(photos, capsys):

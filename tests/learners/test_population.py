@@ -20,6 +20,8 @@ from budgetcl.streams.revealed import Revealed
 class Scripted:
     """A learner whose loss at each update is a function of its rate and of how often it was asked in this step."""
 
+    network = None
+
     def __init__(self, loss):
         self.loss, self.rate, self.weights, self.log = loss, 1.0, None, []
 

@@ -286,7 +286,11 @@ def test_a_name_that_is_none_is_told_a_few_that_are_like_it():
 @pytest.mark.parametrize(
     ("name", "size", "told"),
     [
-        ("vit_b_16", 32, r"cannot show 32 x 32 pictures \(Wrong image height.*or backbone.options={image_size:32}$"),
+        (
+            "vit_b_16",
+            32,
+            r"cannot show 32 x 32 pictures \(Wrong image height.*option image_size by backbone.options$",
+        ),
         ("alexnet", 32, r"cannot show 32 x 32 pictures .*set stream.size, or another backbone$"),
         ("alexnet", 64, None),
     ],
@@ -302,14 +306,25 @@ def test_pictures_that_a_backbone_cannot_show_are_refused_on_shapes_alone(name, 
             network.takes((3, size, size))
 
 
-def test_looking_whether_pictures_can_be_shown_leaves_a_backbone_as_it_was():
+def test_looking_whether_pictures_can_be_shown_leaves_a_backbone_as_it_was(monkeypatch):
     backbone = torchvision("mobilenet_v3_small")
     backbone.body.features[0].eval()
     network = Network(backbone, LinearHead(backbone.feature_dim))
     before, modes = {k: v.clone() for k, v in network.state_dict().items()}, [m.training for m in network.modules()]
     random, skeleton = torch.get_rng_state(), network.skeleton
     network.takes((3, 32, 32))
-    backbone._try((3, 32, 32))  # the real forward, where shapes alone do not say
+    body = type(backbone.body)
+    seen = []
+
+    def blind(self, x, forward=body.forward):
+        seen.append(x.device.type)
+        if x.device.type == "meta":
+            raise NotImplementedError("no shape function")
+        return forward(self, x)
+
+    monkeypatch.setattr(body, "forward", blind)
+    network.takes((3, 40, 40))  # where shapes alone do not say, a real forward does
+    assert seen == ["meta", "cpu"]
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert [module.training for module in network.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)

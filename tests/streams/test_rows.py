@@ -91,6 +91,7 @@ def test_columns_stand_in_any_order_among_others_and_may_be_quoted(tmp_path):
         ("p.csv", "the names of its columns are no text"),
         ("s.csv", r"separated by semicolons \(;\)"),
         ("t.tsv", "separated by tabs"),
+        ("m.csv", r"separated by bars \(\|\)"),
     ],
 )
 def test_files_of_another_kind_are_refused_by_what_they_are(tmp_path, name, told):
@@ -102,6 +103,7 @@ def test_files_of_another_kind_are_refused_by_what_they_are(tmp_path, name, told
     Image.new("L", (8, 8)).save(tmp_path / "p.csv", "PNG")
     (tmp_path / "s.csv").write_text(text.replace(",", ";"))
     (tmp_path / "t.tsv").write_text(text.replace(",", "\t"))
+    (tmp_path / "m.csv").write_text("path|label|a,b\n")
     with pytest.raises(UserError, match=rf"{told}.*; a comma-separated UTF-8 \.csv") as error:
         read(str(tmp_path / name))
     assert str(error.value).isprintable()
